@@ -1,1 +1,1 @@
-"""Networks, and the localizers and segmenters made of them."""
+"""Networks, and the localizers and segmenters built on them."""

@@ -1,4 +1,4 @@
-"""Localizers of one network: class activation maps of a classifier, and the probabilities of a student.
+"""Localizers with a single network: class activation maps of a classifier, and probabilities of a student.
 
 Sources: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM.
 """
@@ -20,7 +20,7 @@ from geolabel.types import Float32Array, UInt8Array
 
 
 class CamLocalizer:
-    """A classifier whose head is linear, as a `parts.Localizer`.
+    """A classifier with a linear head, as a `parts.Localizer`.
 
     Parameters
     ----------
@@ -29,14 +29,14 @@ class CamLocalizer:
     info
         Its description.
     batch
-        Images per call. The last batch is padded: a network's last digits depend on the batch.
+        Images per call. The last batch is padded, since the last digits of a result depend on the batch size.
     normalisation
-        What becomes activation 1.
+        What is scaled to activation 1.
 
     Raises
     ------
     WeightsError
-        If the constant is to be used and the description has none.
+        If the normalisation is by constant and the description has none.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CamLocalizer:
         self._constant = info.constant if normalisation == "constant" else None
         if normalisation == "constant" and not (self._constant and self._constant > 0):
             raise WeightsError(
-                f"the localizer has the constant {info.constant}, scenes need a positive one: calibrate it, "
+                f"the localizer has the constant {info.constant}, but scenes need a positive one: calibrate it, "
                 "or normalise each image by its maximum"
             )
         self._network = network
@@ -60,7 +60,7 @@ class CamLocalizer:
 
     @property
     def window(self) -> int:
-        """Side in pixels of the images that it was trained on."""
+        """Side in pixels of its training images."""
         return self._info.window
 
     @property
@@ -70,7 +70,7 @@ class CamLocalizer:
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return self._info.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
@@ -79,10 +79,10 @@ class CamLocalizer:
         Raises
         ------
         ValueError
-            If the images are not all of one size.
+            If the images differ in size.
         """
         if len({image.shape for image in images}) > 1:
-            raise ValueError(f"images of one call have one size, not {sorted({image.shape for image in images})}")
+            raise ValueError(f"images of one call must have one size, not {sorted({image.shape for image in images})}")
         raw: list[Float32Array] = []
         for start in range(0, len(images), self._batch):
             raw.extend(self.raw_maps(images[start : start + self._batch]))
@@ -121,7 +121,7 @@ class CamLocalizer:
 
 
 class DenseLocalizer:
-    """A segmentation network, as a `parts.Localizer` whose activation is the probability of each class.
+    """A segmentation network as a `parts.Localizer`; its activation is the probability of each class.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class DenseLocalizer:
     device, precision
         A torch device; see `geolabel.devices.Precision`.
     batch
-        Images per forward call. The last batch is padded: a network's last digits depend on the batch.
+        Images per forward call. The last batch is padded, since the last digits of a result depend on the batch size.
     """
 
     stride = 1
@@ -158,25 +158,25 @@ class DenseLocalizer:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, the background left out."""
+        """Names of the classes, without background."""
         return tuple(self._info.classes[k] for k in self._shown)
 
     @property
     def window(self) -> int:
-        """Side in pixels of the images that it was trained on."""
+        """Side in pixels of its training images."""
         return self._info.window
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return self._info.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
-        """Probabilities of images (H, W, 3) of one size; the class probability of an image is its highest pixel's."""
+        """Probabilities of images (H, W, 3) of one size; an image's class probability is its maximum."""
         return [self._activation(values[self._shown]) for values in self.probabilities(images)]
 
     def probabilities(self, images: Sequence[UInt8Array]) -> list[Float32Array]:
-        """(K, H, W) of each image: the probability of every class, the background included."""
+        """(K, H, W) of each image: probability of every class, including background."""
         import torch
 
         from geolabel.models.nets.student import zoomed_probabilities

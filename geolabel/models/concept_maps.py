@@ -1,13 +1,13 @@
-"""Concepts of SAM 3 as activation: every object that a word names, at its score.
+"""Concepts of SAM 3 as activation: each object matching a word, at its score.
 
-The detector of SAM 3 reads a noun phrase and answers with instances, each with a mask and a score, and with the
-presence of the concept in the image, which every score is multiplied by. A pixel is as active as the surest instance
-that covers it: cut at a threshold, the map is the union of the instances that the library keeps at it. Unlike
-`geolabel.models.diffusion` it also says whether a class is there; that is the class probability, which is compared with
-the gate. Of several words for a class the surest counts.
+SAM 3's detector reads a noun phrase and returns instances, each with a mask and a score, and the presence of the
+concept in the image, by which scores are multiplied. The activation of a pixel is the highest score of the instances
+covering it: thresholded, the map is the union of the instances that the library keeps at that threshold. Unlike
+`geolabel.models.diffusion`, SAM 3 also estimates whether a class is present; that is the class probability, compared
+with the gate. Of several words for a class, the highest score is used.
 
-Source: Carion et al. (2025), "SAM 3: Segment Anything with Concepts", and its release in ``transformers``, as whose
-``post_process_instance_segmentation`` scores and masks are made.
+Source: Carion et al. (2025), "SAM 3: Segment Anything with Concepts", and its implementation in ``transformers``;
+scores and masks follow its ``post_process_instance_segmentation``.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from geolabel.parts import ConceptRecipe, Localizer
 from geolabel.types import Float32Array, UInt8Array
 
 GSD_RANGE = (0.01, 1000.0)
-"""Metres. The network saw photographs of every scale."""
+"""Metres. The network was trained on photographs of every scale."""
 
 TOKENS = 32
-"""Of a prompt, with those of its beginning and its end; shorter ones are filled up."""
+"""Maximum tokens of a prompt, including start and end; shorter prompts are padded."""
 
 EDGE = 0.5
-"""Probability of a pixel that an instance covers, as the library has it."""
+"""Probability above which an instance covers a pixel, as in the library."""
 
 AT_ONCE = 16
-"""Masks that are enlarged at a time."""
+"""Number of masks enlarged at once."""
 
 MAX_VOCABULARY_BYTES = 1 << 24
-"""Of a file of a tokenizer; CLIP's has 2 MB."""
+"""Maximum size of a tokenizer file; CLIP's has 2 MB."""
 
 DETECTOR = Family(
     "Sam3Model",
@@ -69,36 +69,37 @@ FAMILIES = {
     "sam3": DETECTOR,
     "sam3_video": replace(DETECTOR, inside="detector_config", unread=r"tracker_(model|neck)\."),
 }
-"""By the ``model_type`` of ``config.json``."""
+"""Families by the ``model_type`` of ``config.json``."""
 
 
 @dataclass(frozen=True)
 class _Word:
-    """A word, ready to be asked."""
+    """An encoded word."""
 
     features: Any
-    """Of the text encoder, as the network's forward pass takes them."""
+    """Output of the text encoder, in the form of the network's forward pass."""
     mask: Tensor
-    """(1, tokens) 1 where a token is no filling."""
+    """(1, tokens) 1 for tokens that are not padding."""
 
 
 class ConceptLocalizer(OnDevice):
-    """The detector of SAM 3 as a `parts.Localizer`; see the module.
+    """SAM 3's detector as a `parts.Localizer`; see the module.
 
-    An image fills the frame of the network along both sides. It is encoded once, whatever is asked.
+    An image is stretched to the network's square frame. It is encoded once for all classes.
 
     Parameters
     ----------
     model
-        A ``Sam3Model``; is moved to `device` and set to evaluate.
+        A ``Sam3Model``; it is moved to `device` and set to evaluation.
     tokenizer
         A ``CLIPTokenizer``.
     asked
         The classes.
     processed
-        Mean and standard deviation of red, green and blue, 0..1; what is not given is that of SAM 3.
+        Mean and standard deviation of red, green and blue, 0..1; defaults are those of SAM 3.
     device, precision
-        A torch device; see `geolabel.devices.Precision`. On a GPU in ``bf16`` the encoder keeps its weights so.
+        A torch device; see `geolabel.devices.Precision`. In ``bf16`` on a GPU, the encoder's weights are stored as
+        bf16.
     batch
         Images per call of the encoder.
 
@@ -140,17 +141,17 @@ class ConceptLocalizer(OnDevice):
 
     @property
     def window(self) -> int:
-        """Side in pixels of the images that the network sees, and of the largest that it takes."""
+        """Side in pixels of the network's frame, and of the largest image it accepts."""
         return self._side
 
     @property
     def stride(self) -> int:
-        """Maps have the pixels of their image."""
+        """Maps have the resolution of their image."""
         return 1
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return GSD_RANGE
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
@@ -174,7 +175,7 @@ class ConceptLocalizer(OnDevice):
         return found
 
     def only(self, classes: Collection[str]) -> ConceptLocalizer:
-        """The same network, for images that show some of the classes only: what is not asked is active nowhere."""
+        """The same network for images that show only some of the classes; the maps of other classes are 0."""
         fewer = copy(self)
         fewer._only = Asked(tuple(one for one in self._asked.concepts if one.name in classes))
         return fewer
@@ -192,7 +193,7 @@ class ConceptLocalizer(OnDevice):
         return Activation(values, shown, values.max(axis=(1, 2)), self.stride, self.classes)
 
     def _instances(self, seen: Any, word: _Word) -> tuple[Tensor, Tensor, Tensor]:
-        # Scores (Q,), masks (Q, h, w) of 0..1, and the presence of the concept.
+        # Scores (Q,), masks (Q, h, w) in 0..1, and the presence of the concept.
         found = self._model(vision_embeds=seen, text_embeds=word.features, attention_mask=word.mask)
         present = found.presence_logits[0, 0].float().sigmoid()
         return found.pred_logits[0].float().sigmoid() * present, found.pred_masks[0].float().sigmoid(), present
@@ -202,23 +203,23 @@ class ConceptLocalizer(OnDevice):
         given = tokenizer(word, padding="max_length", max_length=TOKENS, return_tensors="pt").to(self._device)
         count = int(given.input_ids.shape[1])
         if count > TOKENS:
-            raise OptionError(f"class {word!r} has {count} tokens, the network reads {TOKENS}: give a shorter name")
+            raise OptionError(f"class {word!r} has {count} tokens, the limit is {TOKENS}: give a shorter name")
         features = self._model.get_text_features(input_ids=given.input_ids, attention_mask=given.attention_mask)
         return _Word(features, given.attention_mask)
 
 
 def _of_image(seen: Any, k: int) -> Any:
-    # What the encoder saw in one image of a batch.
+    # The encoder's features of one image of a batch.
     names = "fpn_hidden_states", "fpn_position_encoding"
     return type(seen)(**{name: tuple(level[k : k + 1] for level in seen[name]) for name in names})
 
 
 def _surest(scores: Tensor, masks: Tensor, size: tuple[int, ...]) -> Tensor:
-    # (H, W) the score of the surest instance that covers a pixel; what no grey value shows is left out.
+    # (H, W) highest score of the instances that cover a pixel; scores below one grey value are skipped.
     surest = torch.zeros(size, device=scores.device)
     shown = scores > 0.5 / LEVELS
     masks, scores = masks[shown], scores[shown]
-    for start in range(0, len(scores), AT_ONCE):  # of none there is nothing to enlarge
+    for start in range(0, len(scores), AT_ONCE):  # there may be none
         some = slice(start, start + AT_ONCE)
         enlarged = interpolate(masks[some][None], size, mode="bilinear", align_corners=False)[0]
         surest = torch.maximum(surest, torch.where(enlarged > EDGE, scores[some, None, None], 0.0).amax(dim=0))
@@ -232,7 +233,7 @@ _localizer: type[Localizer] = ConceptLocalizer
 
 
 def load_concepts(recipe: ConceptRecipe, folder: Path) -> Localizer:
-    """Make the localizer of a folder.
+    """Load the localizer of a folder.
 
     Raises
     ------
@@ -240,7 +241,7 @@ def load_concepts(recipe: ConceptRecipe, folder: Path) -> Localizer:
         If transformers is not installed.
     OptionError
         If the network cannot read a word.
-    WeightsError
+    If the network cannot read a word.
         If the folder is damaged, or holds something else.
     """
     given = hub.read_config(folder)
@@ -259,10 +260,10 @@ def load_concepts(recipe: ConceptRecipe, folder: Path) -> Localizer:
 
 
 def _check_detector(model: Any) -> None:
-    # See `load_model`.
+    # Check for `load_model`.
     side, patch = int(model.config.image_size), int(model.config.vision_config.backbone_config.patch_size)
     check_frame(side, side // patch)
-    # the decoder asks for the value of a tensor there, which has none here
+    # the decoder reads the value of a tensor there, which meta tensors do not have
     model.detr_decoder.register_forward_pre_hook(
         lambda _model, given, named: (given, named | {"spatial_shapes": None}), with_kwargs=True
     )
@@ -273,12 +274,12 @@ def _check_detector(model: Any) -> None:
 
 
 def _tokenizer(folder: Path, tokens: int) -> Any:
-    """The tokenizer of a folder, made of its pieces and the pairs that are merged; its files are read for no more.
+    """The tokenizer of a folder, built from its vocabulary and merges; nothing else of its files is used.
 
     Parameters
     ----------
     tokens
-        That the network knows.
+        Size of the network's vocabulary.
     """
     from transformers import CLIPTokenizer
 
@@ -286,12 +287,12 @@ def _tokenizer(folder: Path, tokens: int) -> Any:
         vocabulary, merges = _pieces(folder)
         made = CLIPTokenizer(vocab=vocabulary, merges=merges)
         highest = max([len(made) - 1, *vocabulary.values()])
-    except Exception as error:  # that of the library in Rust has no other class
+    except Exception as error:  # the Rust library raises plain exceptions
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(f"the tokenizer of {folder} cannot be read ({reason[:200]}): give another folder") from error
     if highest >= tokens:
         raise WeightsError(
-            f"the tokenizer of {folder} has a token {highest}, its network knows {tokens}: the folder is damaged"
+            f"the tokenizer of {folder} has a token {highest}, but its network has {tokens}: the folder is damaged"
         )
     return made
 

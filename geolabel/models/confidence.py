@@ -1,4 +1,4 @@
-"""The confidence of a polygon, a logistic model over its attributes; the one that ships, and its file."""
+"""The confidence of a polygon: a logistic model of its attributes, the bundled model, and model files."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from geolabel.types import Float64Array
 
 @dataclass(frozen=True)
 class FittedConfidence:
-    """A model, the networks whose polygons it was fitted to, and what else is worth knowing of it."""
+    """A model, and the networks whose polygons it was fitted to."""
 
     model: ConfidenceModel
     networks: dict[str, str]
-    """SHA-256 of the weights by role."""
+    """SHA-256 of the networks' weights, by role."""
     fitted: dict[str, Any]
     """Data, counts and figures, as plain values."""
 
 
 def shipped() -> Path:
-    """Where the model that comes with geolabel is."""
+    """Path of the bundled model."""
     return Path(str(resources.files("geolabel.weights") / "confidence.json"))
 
 
 METHOD = "apsam"
-"""How the polygons were found that models are fitted to."""
+"""Methods whose polygons models are fitted to."""
 
 
 def confidence_of(
     attributes: Attributes, networks: Mapping[str, str], method: str, model: FittedConfidence | None = None
 ) -> Float64Array:
-    """(K,) confidence of K polygons; NaN for networks, by SHA-256, and methods that no model was fitted to.
+    """(K,) confidence of K polygons; NaN for networks (by SHA-256) and methods that the model was not fitted to.
 
-    Others judge their masks on another scale, where this model would be sure of nonsense.
+    Other networks score their masks on another scale, where the model would be confidently wrong.
 
     Parameters
     ----------
     model
-        None for the one that comes with geolabel.
+        None for the bundled one.
     """
     if not knows(networks, method, model):
         return np.full(len(np.asarray(attributes["area_m2"])), np.nan)
@@ -58,24 +58,24 @@ def confidence_of(
 
 
 def knows(networks: Mapping[str, str], method: str, model: FittedConfidence | None = None) -> bool:
-    """Whether a model was fitted to polygons of these networks, by SHA-256, and of this method."""
+    """Whether a model was fitted to polygons of these networks (by SHA-256) and this method."""
     return (model or _shipped(shipped())).networks == dict(networks) and method == METHOD
 
 
 def load_fitted(path: Path, networks: Mapping[str, str]) -> FittedConfidence:
-    """Read a model that a user names for networks, by SHA-256.
+    """Read a model given by the user, for networks given by SHA-256.
 
     Raises
     ------
     WeightsError
-        If the file is missing, holds no such model, or one that was fitted to other networks.
+        If the file is missing or not a model, or the model was fitted to other networks.
     """
     found = load_confidence(path)
     other = sorted(role for role in {*networks, *found.networks} if networks.get(role) != found.networks.get(role))
     if other:
         raise WeightsError(
-            f"{path} was fitted to another {' and '.join(other)} than the one that runs: fit it again (geolabel train "
-            "confidence), or leave it out"
+            f"{path} was fitted to another {' and '.join(other)} than the one in use: fit it again (geolabel train "
+            "confidence), or omit it"
         )
     return found
 
@@ -91,7 +91,7 @@ def load_confidence(path: Path) -> FittedConfidence:
     Raises
     ------
     WeightsError
-        If the file is missing or holds no such model.
+        If the file is missing or not a model.
     """
     try:
         values = read_json(path)
@@ -100,21 +100,21 @@ def load_confidence(path: Path) -> FittedConfidence:
         return FittedConfidence(model, dict(values["networks"]), dict(values["fitted"]))
     except OSError as error:
         raise WeightsError(
-            f"{path} cannot be read ({error.strerror}): make it again with geolabel train confidence"
+            f"{path} cannot be read ({error.strerror}): write it again with geolabel train confidence"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"{path} holds no confidence model ({error}): make it again with geolabel train confidence"
+            f"{path} is not a confidence model ({error}): write it again with geolabel train confidence"
         ) from error
 
 
 def save_confidence(path: Path, found: FittedConfidence, *, overwrite: bool) -> None:
-    """Write a model as JSON; the file appears when it is whole.
+    """Write a model as JSON; the file appears when it is complete.
 
     Raises
     ------
     OutputError
-        If it exists and must not be replaced.
+        If it exists and may not be replaced.
     """
     model = found.model
     values = {
@@ -131,7 +131,7 @@ def save_confidence(path: Path, found: FittedConfidence, *, overwrite: bool) -> 
 
 
 Attributes = Mapping[str, ArrayLike]
-"""Columns of K polygons by name, as an inventory has them; NaN or None where one is not known."""
+"""Columns of K polygons by name, as in an inventory; NaN or None if unknown."""
 
 
 def _column(name: str) -> Callable[[Attributes], Float64Array]:
@@ -141,7 +141,7 @@ def _column(name: str) -> Callable[[Attributes], Float64Array]:
 def _log(function: Callable[[Attributes], Float64Array]) -> Callable[[Attributes], Float64Array]:
     def log(attributes: Attributes) -> Float64Array:
         values = function(attributes)
-        # an outline without area or width has no logarithm, and so no confidence
+        # an outline without area or width has no logarithm, and thus no confidence
         return np.log10(values, out=np.full(values.shape, np.nan), where=np.isfinite(values) & (values > 0))
 
     return log
@@ -158,11 +158,11 @@ FEATURES: dict[str, Callable[[Attributes], Float64Array]] = {
     "log_area_px": _log(lambda a: _column("area_m2")(a) / _column("gsd_m")(a) ** 2),
     "log_elongation": _log(_column("elongation")),
 }
-"""What a model may look at, by name: functions of the attributes."""
+"""Features that a model may use, by name: functions of the attributes."""
 
 
 def features(attributes: Attributes, names: tuple[str, ...]) -> Float64Array:
-    """(K, F) features of K polygons; NaN where an attribute is not known."""
+    """(K, F) features of K polygons; NaN if an attribute is unknown."""
     return np.stack([FEATURES[name](attributes) for name in names], axis=1)
 
 
@@ -171,10 +171,10 @@ class ConfidenceModel:
     """Logistic regression: ``sigmoid(intercept + sum(coefficient * (feature - mean) / scale))``."""
 
     names: tuple[str, ...]
-    """Of `FEATURES`."""
+    """Names in `FEATURES`."""
     means: tuple[float, ...]
     scales: tuple[float, ...]
-    """Positive."""
+    """Positive scales."""
     coefficients: tuple[float, ...]
     intercept: float
 
@@ -183,15 +183,15 @@ class ConfidenceModel:
         if unknown:
             raise ValueError(f"features {sorted(unknown)} are not known: known are {sorted(FEATURES)}")
         if len({len(values) for values in (self.names, self.means, self.scales, self.coefficients)}) > 1:
-            raise ValueError("every feature has a mean, a scale and a coefficient")
+            raise ValueError("every feature needs a mean, a scale and a coefficient")
         numbers = (*self.means, *self.scales, *self.coefficients, self.intercept)
         if not (self.names and all(map(math.isfinite, numbers)) and min(self.scales) > 0):
-            raise ValueError("it has at least one feature, its numbers are finite and its scales positive")
+            raise ValueError("it needs at least one feature, finite numbers and positive scales")
 
     def __call__(self, attributes: Attributes) -> Float64Array:
-        """(K,) probability, 0..1, that at least half of each polygon is landslide; NaN where a feature is missing."""
+        """(K,) probability, 0..1, that at least half of each polygon is landslide; NaN if a feature is missing."""
         standard = (features(attributes, self.names) - np.asarray(self.means)) / np.asarray(self.scales)
-        # sums of few numbers, in one order: the same digits however many polygons there are
+        # sums in a fixed order: the same digits for any number of polygons
         logit = self.intercept + sum(
             (standard[:, k] * c for k, c in enumerate(self.coefficients)), np.zeros(len(standard))
         )

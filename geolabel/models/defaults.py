@@ -1,4 +1,4 @@
-"""What suits a network where it is not what the papers say: numbers by its name, or of its file."""
+"""Settings of a network that differ from those in the papers, by its name or file."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ BUNDLED = "bundled"
 
 @dataclass(frozen=True)
 class LocalizerDefaults:
-    """Numbers for maps of a localizer."""
+    """Settings for maps of a localizer."""
 
     activation_floor: int = 0
-    """Grey value 0..255 that every pixel of a landslide has to exceed; the published method has none."""
+    """Grey value 0..255 that all pixels of a landslide must exceed; not part of the published method."""
 
 
 @dataclass(frozen=True)
 class SegmenterDefaults:
-    """Numbers for masks of a segmenter; the defaults are those of the papers."""
+    """Settings for masks of a segmenter; the defaults are those of the papers."""
 
     confidence: float = 0.5
-    """Minimum stability times mean activation of a mask that counts: the tau of S2C, eq. 11."""
+    """Minimum stability times mean activation of an accepted mask: the tau of S2C, eq. 11."""
     filters: Filters = field(default_factory=Filters)
-    """What counts as an answer where a grid of points asks about everything."""
+    """Accepted candidates of a grid of points in everything mode."""
     max_share: float = 0.3
-    """Largest share of an image, or of a tile, that an object covers: the gate of ALPS."""
+    """Maximum share of an image or tile that an object covers: the gate of ALPS."""
     selection: Selection = "best_iou"
-    """Which candidate answers where chips are labelled by APSAM, whose paper does not say."""
+    """Candidate used when APSAM labels chips, which its paper leaves open."""
     agreed: bool = False
     """Whether pixels of such chips are ignored where mask and activation disagree."""
 
 
 _LOCALIZERS = {
-    # Objects begin where the activation exceeds 120, and reach as far as the segmenter says, but not onto ground that
-    # the localizer takes for something else: edges come from the one network, what a thing is from the other.
+    # Objects start where the activation exceeds 120, and extend as far as the segmenter says, but not onto ground that
+    # the localizer excludes: outlines come from one network, classes from the other.
     BUNDLED: LocalizerDefaults(activation_floor=100),
 }
 
 _SEGMENTERS = {
     BUNDLED: SegmenterDefaults(
-        # Half of its masks on chips of landslides are less stable than 0.55: times a mean activation of 0.65, next to
-        # none of them reaches one half. The released code of S2C has 0 too.
+        # Half of its masks on chips of landslides have a stability below 0.55: times a mean activation of 0.65, almost
+        # none of them reach one half. The released code of S2C uses 0 too.
         confidence=0.0,
-        # It learned to outline what a box asks for, not what is under a point, and says so.
+        # It was trained on boxes, not on single points, and its predicted IoU says so.
         filters=Filters(predicted_iou=0.25, stability=0.15),
-        # It sees 512 px at once, a third of the pixels of the paper's images: there 0.3 leaves out most of what is
-        # landslide on orthophotos of 0.2 to 0.9 m.
+        # Its window is 512 px, a third of the pixels of the paper's images: there, 0.3 would exclude most landslides on
+        # orthophotos of 0.2 to 0.9 m.
         max_share=0.7,
-        # Students gain by what they are not told about masks of a small network.
+        # Students improve if uncertain pixels of a small network's masks are ignored.
         selection="whole",
         agreed=True,
     ),
@@ -59,10 +59,10 @@ _SEGMENTERS = {
 
 
 def localizer_defaults(name: str | Path | None) -> LocalizerDefaults:
-    """What suits a localizer, by name or file; None is the bundled one.
+    """Settings of a localizer, by name or file; None is the bundled one.
 
-    A file says its floor itself, see `geolabel.models.checkpoint.NetworkInfo`. A copy of the bundled one, which does
-    not, has the floor of the bundled one.
+    A file states its own floor, see `geolabel.models.checkpoint.NetworkInfo`. A copy of the bundled file, which does
+    not, has the floor of the bundled network.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def localizer_defaults(name: str | Path | None) -> LocalizerDefaults:
     if known is not None:
         return known
     path = Path(str(name))
-    if not path.is_file():  # the error comes where it is loaded, with the names that are known
+    if not path.is_file():  # the error is raised on loading, with the known names
         return LocalizerDefaults()
     from geolabel.models.checkpoint import read_info
 
@@ -94,9 +94,9 @@ def _is_bundled(path: Path) -> bool:
 
 
 def segmenter_defaults(name: str | Path | None) -> SegmenterDefaults:
-    """What suits a segmenter, by name or file; None is the bundled one.
+    """Settings of a segmenter, by name or file; None is the bundled one.
 
-    What `geolabel.adapt` made of the bundled one, in one step or several, has what suits that.
+    Networks that `geolabel.adapt` derived from the bundled one, in one or more steps, have its settings.
 
     Raises
     ------

@@ -1,18 +1,18 @@
-"""Cross-attention of a text-to-image network as activation: where an image looks when a word is read.
+"""Cross-attention of a text-to-image network as activation: where the image attends to a word.
 
-A network of the kind of Stable Diffusion 1.x removes noise from an image as a text describes it. In its cross-attention
-every place of the image looks at every word of the text, and where it looks at the word "landslide" is where the
-network would draw one. One conditional pass shows that, without guidance; the noise that it removes is noise of the
-maps too, which averaging over independent draws suppresses.
+A network like Stable Diffusion 1.x denoises an image according to a text. In its cross-attention, each place of the
+image attends to each word of the text, and places that attend to "landslide" are where the network would draw one. One
+conditional pass without guidance shows that; noise in the maps is suppressed by averaging over independent samples of
+noise.
 
 Source: Li et al. (2024), "DiffuPrompter: Pixel-Level Automatic Annotation for High-Resolution Remote Sensing Images
-with Foundation Models", eq. 1 and 3 to 9. What the paper leaves open is decided as follows.
+with Foundation Models", eq. 1 and 3 to 9. Decisions that the paper leaves open:
 
 * The maps of one resolution, of several layers and heads, are averaged first: S of eq. 4 counts resolutions.
-* Norm of eq. 4 is the stretch from minimum to maximum to 0..1; a map that is the same everywhere becomes zeros. The
-  mean of eq. 9 is stretched once more, since the threshold of eq. 10 has a meaning on 0..1 only.
-* Draws are independent: noise is added to the same clean image each time, never to what an earlier draw left.
-* The words of a class and the tokens of a word are averaged.
+* Norm of eq. 4 scales minimum and maximum to 0..1; a constant map becomes zeros. The mean of eq. 9 is scaled once more,
+  since the threshold of eq. 10 is defined on 0..1.
+* Samples are independent: noise is added to the same clean image each time.
+* Maps of the words of a class, and of the tokens of a word, are averaged.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from geolabel.parts import Localizer
 from geolabel.types import UInt8Array
 
 CROSS_ATTENTION = ".attn2.processor"
-"""How the names of the cross-attention layers end; ``attn1`` is self-attention."""
+"""Suffix of the names of cross-attention layers; ``attn1`` is self-attention."""
 
 GSD_RANGE = (0.01, 1000.0)
-"""Metres. The network saw pictures of every scale; the paper's images have 0.3 to 3 m."""
+"""Metres. The network was trained on pictures of every scale; the paper's images have 0.3 to 3 m."""
 
 
 @dataclass(frozen=True)
 class DiffusionNetworks:
-    """The parts of a text-to-image model that grounding needs, as diffusers and transformers have them."""
+    """The parts of a text-to-image model that grounding needs, from diffusers and transformers."""
 
     unet: Any
     """UNet2DConditionModel"""
@@ -56,7 +56,7 @@ class DiffusionNetworks:
     tokenizer: Any
     """CLIPTokenizer"""
     alphas_cumprod: Tensor
-    """(T,) share of the signal's variance at every time step."""
+    """(T,) share of the signal's variance at each time step."""
 
 
 # --- the recording processor -----------------------------------------------------------------------------------------
@@ -64,18 +64,18 @@ class DiffusionNetworks:
 
 @dataclass
 class AttentionRecorder:
-    """A processor of attention layers that keeps the attention to a few tokens, and answers as the default one does.
+    """An attention processor that records the attention to a few tokens, with the output of the default one.
 
-    The default computes the same with a fused kernel and never holds the probabilities; here they exist for one layer
-    at a time. What is kept is one map per image of the batch and resolution, however many layers and tokens there are.
+    The default uses a fused kernel and never stores the probabilities; here they exist for one layer at a time. What is
+    kept is one map per image of the batch and resolution, however many layers and tokens there are.
     """
 
     columns: Sequence[int]
-    """Tokens whose attention is kept, averaged."""
+    """Tokens whose attention is recorded, averaged."""
     sums: dict[int, Tensor] = field(default_factory=dict)
     """By number of places: (B, places) sum over the layers."""
     layers: dict[int, int] = field(default_factory=dict)
-    """By number of places: how many layers were summed."""
+    """By number of places: number of summed layers."""
 
     def __call__(
         self,
@@ -90,7 +90,7 @@ class AttentionRecorder:
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        # (B * heads, places, tokens); rows add up to one (eq. 3)
+        # (B * heads, places, tokens); rows sum to one (eq. 3)
         probabilities = attn.get_attention_scores(query, key, attention_mask)
         self._keep(probabilities, batch, places)
         attended: Tensor = attn.batch_to_head_dim(torch.bmm(probabilities, value))
@@ -112,7 +112,7 @@ class AttentionRecorder:
 
 @contextmanager
 def recording(unet: Any, columns: Sequence[int]) -> Iterator[AttentionRecorder]:
-    """Record the cross-attention of a network to some tokens; afterwards it has its own processors again."""
+    """Record the cross-attention of a network to some tokens; its own processors are restored afterwards."""
     own: Mapping[str, Any] = unet.attn_processors
     recorder = AttentionRecorder(columns)
     unet.set_attn_processor({name: recorder if name.endswith(CROSS_ATTENTION) else own[name] for name in own})
@@ -131,7 +131,7 @@ def noisy(latent: Tensor, noise: Tensor, alpha_cumprod: float) -> Tensor:
 
 
 def stretched(maps: Tensor) -> Tensor:
-    """Norm of eq. 4: maps (..., h, w) from their minimum and maximum to 0..1, constant ones to zeros."""
+    """Norm of eq. 4: maps (..., h, w) scaled from minimum and maximum to 0..1; constant ones become zeros."""
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), 0.0)
 
@@ -153,21 +153,21 @@ def combined(pyramid: Sequence[Tensor]) -> Tensor:
 
 
 def token_columns(tokenizer: Any, prompt: str, word: str) -> list[int]:
-    """Places of a word's tokens in a prompt, the start token counted.
+    """Positions of a word's tokens in a prompt, including the start token.
 
     Raises
     ------
     OptionError
-        If the tokenizer does not know the word, spells it letter by letter, or the prompt is too long for it.
+        If the tokenizer does not know the word, splits it into letters, or the prompt is too long.
     """
     pieces, ids = word_pieces(tokenizer, word), list(tokenizer(prompt).input_ids)
     if len(ids) > tokenizer.model_max_length:
         raise OptionError(
-            f"the prompt for {word!r} has {len(ids)} tokens, the network reads {tokenizer.model_max_length}: "
+            f"the prompt for {word!r} has {len(ids)} tokens, the limit is {tokenizer.model_max_length}: "
             "give a shorter template"
         )
     starts = [k for k in range(len(ids)) if ids[k : k + len(pieces)] == pieces]
-    assert starts, f"{word!r} is no word of its own in {prompt!r}"
+    assert starts, f"{word!r} is not a separate word in {prompt!r}"
     return list(range(starts[-1], starts[-1] + len(pieces)))
 
 
@@ -176,7 +176,7 @@ def token_columns(tokenizer: Any, prompt: str, word: str) -> list[int]:
 
 @dataclass(frozen=True)
 class _Question:
-    """One word, ready to be asked."""
+    """An encoded word."""
 
     embedding: Tensor
     """(1, tokens, E)"""
@@ -184,21 +184,21 @@ class _Question:
 
 
 class DiffusionLocalizer:
-    """A text-to-image network as a `parts.Localizer`. It has learned nothing of the classes it is asked about.
+    """A text-to-image network as a `parts.Localizer`. It was not trained on the classes.
 
-    Every image is taken to show all the classes: the maps say where, never whether, and their class probability is 1.
-    An image smaller than the network's own is enlarged to it.
+    Every image is assumed to show all classes: the maps say where, not whether, and class probabilities are 1. An image
+    smaller than the network's is enlarged.
 
     Parameters
     ----------
     networks
-        Are moved to `device` and set to evaluate.
+        They are moved to `device` and set to evaluation.
     grounding
-        The classes, and how they are looked for.
+        The classes, and how the network is asked for them.
     device, precision
         A torch device; see `geolabel.devices.Precision`.
     batch
-        Draws of noise per forward call. The last batch is padded: a network's last digits depend on the batch.
+        Noise samples per forward call. The last batch is padded, since last digits depend on the batch size.
 
     Raises
     ------
@@ -243,17 +243,17 @@ class DiffusionLocalizer:
 
     @property
     def window(self) -> int:
-        """Side in pixels of the images that the network was trained on, and of the largest that it takes."""
+        """Side in pixels of the network's training images, and of the largest image it accepts."""
         return self._latent_side * self._pixels_per_latent
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of an image of the size of `window`; in a smaller one a cell has fewer."""
+        """Pixels per cell of an image with the size of `window`; cells of smaller images have fewer."""
         return self._pixels_per_latent
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return GSD_RANGE
 
     @property
@@ -277,7 +277,7 @@ class DiffusionLocalizer:
             return [self._activation(image) for image in images]
 
     def only(self, classes: Collection[str]) -> DiffusionLocalizer:
-        """The same networks, for images that show some of the classes only: what is not asked is active nowhere."""
+        """The same networks for images that show only some of the classes; the maps of other classes are 0."""
         fewer = copy(self)
         fewer._asked = np.asarray([name in classes for name in self.classes])
         return fewer
@@ -292,8 +292,8 @@ class DiffusionLocalizer:
         means, peaks = zip(*looks, strict=True)
         stride = max(1, max(image.shape[:2]) * self._pixels_per_latent // self.window)
         maps = self._cells(torch.stack(means), image.shape[:2], stride)
-        values = stretched(maps).cpu().numpy()  # within the image, now that the padding is gone
-        raw = np.asarray(peaks, np.float32)  # the map is stretched to 1 in every image: only these say whether
+        values = stretched(maps).cpu().numpy()  # scaled within the image, after the padding was removed
+        raw = np.asarray(peaks, np.float32)  # maps are scaled to 1 in every image: only these compare
         shown = np.broadcast_to(raw[:, None, None], values.shape)
         return Activation(values, shown, raw, stride, self.classes)
 
@@ -310,7 +310,7 @@ class DiffusionLocalizer:
         return latent.float()
 
     def _look(self, latent: Tensor, questions: Sequence[_Question]) -> tuple[Tensor, float]:
-        # Eq. 9 for one class: the mean map (S, S) over words and draws, and the mean of the maxima of the raw maps.
+        # Eq. 9 for one class: the mean map (S, S) over words and samples, and the mean of the maxima of the raw maps.
         total, peak = torch.zeros((), device=self._device), 0.0
         for question in questions:
             for raw in self._pyramids(latent, question):
@@ -320,7 +320,7 @@ class DiffusionLocalizer:
         return total / count, peak / count
 
     def _pyramids(self, latent: Tensor, question: _Question) -> Iterator[list[Tensor]]:
-        # Recorded maps of every batch of draws.
+        # Recorded maps of all batches of samples.
         draws, timestep = self._grounding.draws, torch.tensor(self._grounding.timestep, device=self._device)
         text = question.embedding.expand(self._batch, -1, -1)
         for start in range(0, draws, self._batch):
@@ -330,7 +330,7 @@ class DiffusionLocalizer:
             yield [maps[: draws - start] for maps in recorder.pyramid()]
 
     def _draw(self) -> Tensor:
-        # One draw after the other, so that the first of many are those of few.
+        # Sampled one by one, so that the first samples do not depend on their number.
         source = torch.Generator().manual_seed(self._grounding.seed)
         shape = (self._unet.config.in_channels, self._latent_side, self._latent_side)
         return torch.stack([torch.randn(shape, generator=source) for _ in range(self._grounding.draws)])
@@ -347,7 +347,7 @@ class DiffusionLocalizer:
 
 
 def _frame(size: tuple[int, ...], window: int) -> tuple[int, int]:
-    # The size of an image whose longest side is that of the window.
+    # Size of an image scaled so that its longest side is the window's.
     height, width = (max(1, round(side * window / max(size))) for side in size[:2])
     return height, width
 

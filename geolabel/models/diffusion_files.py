@@ -1,8 +1,8 @@
-"""Text-to-image networks from a folder or from the Hugging Face hub.
+"""Text-to-image networks from a folder or the Hugging Face hub.
 
-A folder is one as diffusers writes it: ``unet``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``. Weights
-are read from safetensors only, so that nothing is unpickled. What comes from the hub is kept in the hub's own cache
-(``HF_HOME``), which other programs share; ``GEOLABEL_OFFLINE`` forbids downloads here too.
+A folder is in the format of diffusers: ``unet``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``. Weights
+are read from safetensors only, so nothing is unpickled. Models of the hub are kept in its shared cache (``HF_HOME``);
+``GEOLABEL_OFFLINE`` forbids downloads.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from geolabel.models.refined import RefinedLocalizer
 from geolabel.parts import DiffusionRecipe, Localizer, Recipe
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-"""A model of the hub: Stable Diffusion 1.5, under CreativeML Open RAIL-M."""
+"""Default model of the hub: Stable Diffusion 1.5, under CreativeML Open RAIL-M."""
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
-"""Name of the weights in each folder, less ``.safetensors``."""
+"""Name of the weights in each folder, without ``.safetensors``."""
 
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-"""What a tokenizer may be kept in."""
+"""Files that a tokenizer may consist of."""
 
 
 def require_diffusion() -> None:
-    """Make sure that diffusion networks can run here; raises a GeolabelError that says what is missing."""
+    """Check that diffusion networks can run here; raises a GeolabelError that names what is missing."""
     require("diffusion", "diffusers", "transformers", "huggingface_hub", purpose="diffuprompter")
 
 
 def locate(source: str | Path) -> Path:
-    """The folder of a model: the one that is given, or that of a model of the hub, downloaded if need be.
+    """The folder of a model: a given folder, or that of a model of the hub, downloaded if necessary.
 
     Parameters
     ----------
@@ -49,21 +49,21 @@ def locate(source: str | Path) -> Path:
     Raises
     ------
     WeightsError
-        If it is neither, or the model is not here and cannot be had.
+        If it is neither, or the model cannot be downloaded.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder.absolute()
     named = hub.parse_id(source)
     if named is None:
-        raise WeightsError(f"{source} is no folder, and no model of the hub: give a folder, or OWNER/NAME[@REVISION]")
+        raise WeightsError(f"{source} is no folder and no model of the hub: give a folder, or OWNER/NAME[@REVISION]")
     require_diffusion()
     wanted = [*CONFIGS, *(f"{part}/{name}.safetensors" for part, name in WEIGHTS.items()), "tokenizer/*"]
     return hub.snapshot(*named, wanted, _missing, size=4 * 10**9, extra="diffusion", option="--diffusion")
 
 
 def _missing(folder: Path) -> list[str]:
-    """Files without which a folder holds no model."""
+    """Files that a folder lacks to be a model."""
     lacking = [name for name in CONFIGS if not (folder / name).is_file()]
     lacking += [f"{part}/{name}.safetensors" for part, name in WEIGHTS.items() if _variant(folder, part) is None]
     if not ((folder / "tokenizer/tokenizer.json").is_file() or (folder / "tokenizer/vocab.json").is_file()):
@@ -72,17 +72,17 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _variant(folder: Path, part: str) -> str | None:
-    # "" for full weights, "fp16" where there are only those, None where there are none
+    # "" for full weights, "fp16" if only those exist, None if there are none
     variants = {"": f"{WEIGHTS[part]}.safetensors", "fp16": f"{WEIGHTS[part]}.fp16.safetensors"}
     return next((variant for variant, name in variants.items() if (folder / part / name).is_file()), None)
 
 
 def _check(folder: Path) -> None:
-    """Raise a WeightsError that says what a folder lacks to be a model."""
+    """Raise a WeightsError that names what a folder lacks to be a model."""
     lacking = _missing(folder)
     if lacking:
         raise WeightsError(
-            f"{folder} holds no Stable Diffusion as diffusers writes it: {', '.join(lacking)} missing; give such a "
+            f"{folder} is not a Stable Diffusion in the format of diffusers: {', '.join(lacking)} missing; give such a "
             "folder, with weights as safetensors"
         )
 
@@ -93,7 +93,7 @@ def fingerprint(folder: Path) -> str:
     Raises
     ------
     WeightsError
-        If the folder holds no model.
+        If the folder is not a model.
     """
     _check(folder)
     names = [*CONFIGS, *(f"tokenizer/{name}" for name in TOKENIZER)]
@@ -104,19 +104,19 @@ def fingerprint(folder: Path) -> str:
 
 
 def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> DiffusionRecipe:
-    """Decide how a diffusion network will be made, wherever that is; downloads it if need be.
+    """The recipe of a diffusion network, which is downloaded if necessary.
 
     Parameters
     ----------
     source
         See `locate`.
     like
-        Of the segmenter: both run on the same device, in the same precision and batches.
+        Recipe of the segmenter: both run on the same device, in the same precision and batches.
 
     Raises
     ------
     WeightsError
-        If it cannot be had.
+        If it cannot be downloaded.
     """
     folder = locate(source)
     return DiffusionRecipe(
@@ -125,14 +125,14 @@ def recipe(source: str | Path, grounding: Grounding, like: Recipe) -> DiffusionR
 
 
 def localizer(recipe: DiffusionRecipe) -> Localizer:
-    """Make the localizer that a recipe describes.
+    """Load the localizer of a recipe.
 
     Raises
     ------
     WeightsError
-        If the model is missing or has changed since.
+        If the model is missing or has changed.
     OptionError
-        If it knows a word not, or not the time step.
+        If it does not know a word or the time step.
     """
     folder = Path(recipe.source)
     digest = fingerprint(folder)
@@ -153,7 +153,7 @@ def load(folder: Path) -> DiffusionNetworks:
     GeolabelError
         If diffusers or transformers are not installed.
     WeightsError
-        If the folder is no such model.
+        If the folder is not such a model.
     """
     require_diffusion()
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel

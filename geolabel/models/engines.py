@@ -1,7 +1,7 @@
-"""What runs a network: PyTorch anywhere, or ONNX Runtime on a CPU; and what parts need of either.
+"""Interfaces between networks and their engines: PyTorch anywhere, ONNX Runtime on a CPU.
 
-Images and prompts go in as arrays. Features and masks between two calls of a network are the engine's own arrays,
-which know NumPy's indexing; `PromptedNetwork.host` makes NumPy arrays of them.
+Images and prompts are passed as arrays. Features and masks between two calls of a network are the engine's own arrays,
+which support NumPy's indexing; `PromptedNetwork.host` converts them to NumPy arrays.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ GRAPHS = {
     "segmenter": ("-encoder", "-decoder"),
     "everything": ("-encoder", "-tokens", "-masks"),
 }
-"""By kind of network, how the names of the files of its graphs end; ``everything`` is that mode of a segmenter."""
+"""Suffixes of graph files by kind of network; ``everything`` is that mode of a segmenter."""
 
 Points = tuple[AnyArray, Int32Array]
 """Coordinates (K, N, 2) in pixels of the frame, and labels (K, N)."""
 
 
 NOWHERE = -100.0
-"""Logit of a mask where its image has no pixels."""
+"""Logit of a mask outside its image."""
 
 
 def cells_within(size: tuple[int, int], window: int, cells: int) -> tuple[int, int]:
-    """Rows and columns of the cells of an embedding that pixels of an image are made of, four mask cells to each side.
+    """Rows and columns of the embedding cells that the pixels of an image depend on, with four mask cells a side.
 
     Parameters
     ----------
@@ -50,28 +50,28 @@ def cells_within(size: tuple[int, int], window: int, cells: int) -> tuple[int, i
 
 
 def bucket(count: int, batch: int) -> int:
-    """Images that a call takes in which there are `count`: the next power of two, up to `batch`.
+    """Batch size for `count` images: the next power of two, up to `batch`.
 
-    A network's last digits depend on the size of a call: there are few sizes, and few images are not filled up to many.
+    Last digits depend on the batch size: there are few sizes, and few images are not padded to a large batch.
     """
     return min(batch, 1 << (count - 1).bit_length())
 
 
 def graph_files(weights: Path, kind: str) -> tuple[Path, ...]:
-    """Files of the graphs beside a file of weights, whether they exist or not; none for a kind that has no graphs."""
+    """Graph files beside a weights file, existing or not; empty for a kind without graphs."""
     return tuple(weights.with_name(f"{weights.stem}{end}.onnx") for end in GRAPHS.get(kind, ()))
 
 
 def every_graph_file(weights: Path, kind: str) -> tuple[Path, ...]:
-    """Files of all graphs that a network has, those of everything mode among them; see `graph_files`."""
+    """All graph files of a network, including everything mode; see `graph_files`."""
     kinds = ("segmenter", "everything") if kind == "segmenter" else (kind,)
     return tuple(dict.fromkeys(file for each in kinds for file in graph_files(weights, each)))
 
 
 def as_tokens(points: Points | None, boxes: AnyArray | None) -> tuple[Float32Array, AnyArray]:
-    """Coordinates (K, N, 2) and labels (K, N) of prompts of one kind, a box as two corners.
+    """Coordinates (K, N, 2) and labels (K, N) of prompts of one kind, with a box as two corners.
 
-    Points without a box have a token of padding, which SAM's prompt encoder gives them.
+    Points without a box get a padding token, as in SAM's prompt encoder.
     """
     parts = [] if points is None else [points]
     if boxes is not None:
@@ -84,14 +84,14 @@ def as_tokens(points: Points | None, boxes: AnyArray | None) -> tuple[Float32Arr
 
 
 class MapNetwork(Protocol):
-    """A network of raw class activation maps, whose head is linear."""
+    """A network of raw class activation maps with a linear head."""
 
     stride: int
     """Image pixels per cell of the maps."""
     multiple: int
-    """The sides of an image are multiples of this."""
+    """Image sides must be multiples of this."""
     bias: Float32Array
-    """(C,) of the head; the maps are without it."""
+    """(C,) bias of the head, which is not part of the maps."""
 
     def __call__(self, pixels: Float32Array) -> Float32Array:
         """Raw maps (N, C, H / stride, W / stride) of normalised images (N, 3, H, W)."""
@@ -100,56 +100,56 @@ class MapNetwork(Protocol):
 
 @runtime_checkable
 class ImageMapNetwork(MapNetwork, Protocol):
-    """A network of raw class activation maps that can take images as they are."""
+    """A network of raw class activation maps that can also take images as bytes."""
 
     apart: bool
-    """Whether it runs on a device to which images travel, and where they are then normalised."""
+    """Whether it runs on a device to which images are copied before they are normalised."""
 
     def of_images(
         self, images: Sequence[UInt8Array], mean: Float32Array, std: Float32Array, batch: int
     ) -> Float32Array:
-        """Raw maps (`batch`, C, h, w) of up to `batch` images (H, W, 3) of one size, the last of which is repeated.
+        """Raw maps (`batch`, C, h, w) of up to `batch` images (H, W, 3) of one size; the last one is repeated.
 
         Parameters
         ----------
         mean, std : (3, 1, 1)
-            Of red, green and blue, by which images are normalised.
+            Of red, green and blue, for normalisation.
         """
         ...
 
 
 class PromptedNetwork(Protocol):
-    """A network of the Segment Anything shape."""
+    """A network with the structure of Segment Anything."""
 
     window: int
-    """Side in pixels of the largest image it takes, and of its frame."""
+    """Maximum side in pixels of an image, and side of its frame."""
     cells: int
     """Cells of an embedding along a side of the frame."""
     width: int
     """Channels of an embedding."""
     stretches: bool
-    """Whether an image fills the frame along both sides; its masks then go from cells to its pixels at once. If not, it
-    keeps its shape, and masks go through the pixels of the frame."""
+    """Whether an image is stretched to the frame; masks are then enlarged from cells to its pixels directly. If not, it
+    keeps its shape, and masks are enlarged to the frame first."""
     batch: int
     """Images per call of the encoder. The last batch is padded, see `bucket`."""
 
     apart: bool
-    """Whether it runs on a device for whose results the host has to wait; masks are then made there, in PyTorch."""
+    """Whether it runs on a device whose results the host must wait for; masks are then computed there, in PyTorch."""
 
     def running(self) -> AbstractContextManager[None]:
-        """Everything below is called within this."""
+        """Context in which the methods below are called."""
         ...
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width that an image of some height and width has in the encoder's frame."""
+        """Height and width of an image in the encoder's frame."""
         ...
 
     def encode(self, images: Sequence[UInt8Array]) -> Any:
-        """Embeddings of up to `batch` images (H, W, 3), red first, H and W up to `window`, as `decode` takes them."""
+        """Embeddings of up to `batch` images (H, W, 3), red first, H and W up to `window`, for `decode`."""
         ...
 
     def features(self, embedding: Any) -> Any:
-        """(D, h, w) of an embedding: what the encoder saw in each cell of the frame."""
+        """(D, h, w) features of an embedding, for each cell of the frame."""
         ...
 
     def decode(
@@ -160,40 +160,40 @@ class PromptedNetwork(Protocol):
         Parameters
         ----------
         embedding
-            Of one image.
+            Embedding of one image.
         boxes : (K, 4)
             First and last pixel in the frame.
         single
-            Whether the one mask of a prompt that means one thing is asked for instead of three.
+            Whether to return the single mask for an unambiguous prompt instead of three.
         """
         ...
 
     def enlarge(self, logits: Any, size: tuple[int, int]) -> Any:
-        """Logits (h, w) at another size, bilinearly; cell centres keep their place (``align_corners=False``)."""
+        """Logits (h, w) at another size, bilinear; cell centres keep their position (``align_corners=False``)."""
         ...
 
     def host(self, array: Any) -> AnyArray:
-        """The same as a NumPy array."""
+        """The values as a NumPy array."""
         ...
 
 
 @runtime_checkable
 class SelectiveNetwork(PromptedNetwork, Protocol):
-    """A network that makes the masks of likely candidates only."""
+    """A network that can compute the masks of likely candidates only."""
 
     def decode_likely(
         self, embedding: Any, points: Points | None, boxes: AnyArray | None, least: float, size: tuple[int, int]
     ) -> tuple[Any, Float32Array, Int64Array, Int64Array]:
-        """The candidates, of K prompts of one kind, whose predicted IoU exceeds `least`, prompt by prompt.
+        """The candidates of K prompts of one kind whose predicted IoU exceeds `least`, ordered by prompt.
 
         Parameters
         ----------
         size
-            Height and width of the image in the frame: masks have the logit `NOWHERE` where none of its pixels is.
+            Height and width of the image in the frame; masks have the logit `NOWHERE` outside.
 
         Returns
         -------
-        Logits (M, h, w), the engine's own; predicted IoU (M,), and which prompt (M,) and which of its candidates (M,)
-        each is of, on the host.
+        Logits (M, h, w) as the engine's array; on the host, predicted IoU (M,), prompt (M,) and candidate (M,) of each
+        mask.
         """
         ...

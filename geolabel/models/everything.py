@@ -1,9 +1,9 @@
-"""Everything mode: all candidate masks of many prompts, filtered and freed of duplicates.
+"""Everything mode: all candidate masks of many prompts, filtered and without duplicates.
 
-With a grid of points and the same thresholds this answers what ``SamAutomaticMaskGenerator`` of segment-anything does,
-in the same order, by less work: images are encoded in batches, masks are made only of candidates of a high enough
-predicted IoU, some are enlarged at a time, or each where it is, and only those that are no duplicates are kept at the
-size of the image.
+With a grid of points and the same thresholds, the result equals that of segment-anything's
+``SamAutomaticMaskGenerator``, in the same order, with less work: images are encoded in batches, masks are computed only
+for candidates with a sufficient predicted IoU, enlarged a few at a time or only where they are, and only masks that are
+not duplicates are kept at the size of the image.
 
 Sources: Kirillov et al. (2023), "Segment Anything", section 5 and appendix B; for features of masks, ALPS, eq. 4.
 """
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
     from geolabel.models.on_device import Packed
 
 PROMPTS_CPU, PROMPTS_GPU = 8, 64
-"""Prompts per call of the decoder. The cells of 8 stay nearer to a processor than those of 64, segment-anything's own;
-a GPU takes more at a time."""
+"""Prompts per call of the decoder. 8 fit a processor's caches better than segment-anything's 64; a GPU takes more at
+once."""
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """M masks of a high enough predicted IoU, at low resolution."""
+    """M masks with a sufficient predicted IoU, at low resolution."""
 
     low_res: Any
-    """(M, h, w) logits, the engine's own."""
+    """(M, h, w) logits, the engine's array."""
     judged: Any
-    """(M, J) of `_judge`, where the logits are."""
+    """(M, J) result of `_judge`, on the device of the logits."""
     quality: Float32Array
     prompt: Int64Array
-    """(M,) row of the prompt."""
+    """(M,) index of the prompt."""
     token: Int64Array
 
     def __getitem__(self, index: AnyArray) -> _Candidates:
@@ -57,34 +57,34 @@ class _Candidates:
 
     @classmethod
     def of(cls, parts: Sequence[_Candidates]) -> _Candidates:
-        """Those of several calls."""
+        """Concatenate the candidates of several calls."""
         return cls(**{name: _joined([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def _joined(parts: Sequence[Any]) -> Any:
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
-    import torch  # what is no array was made by it
+    import torch  # arrays of another type come from it
 
     return torch.cat(list(parts))
 
 
 class EverythingSegmenter:
-    """A SAM-shaped network as a `parts.Segmenter` that answers a prompt with none, one or several masks.
+    """A SAM-shaped network as a `parts.Segmenter` that returns none, one or several masks per prompt.
 
     Parameters
     ----------
     network, gsd_range
         See `geolabel.models.sam.SamSegmenter`.
     filters
-        Which candidates are answers.
+        Which candidates are accepted.
     prompts_per_batch
         Prompts per call of the decoder; `PROMPTS_CPU` or `PROMPTS_GPU`.
     features
-        Whether masks come with what the encoder saw inside them, as `FeaturedMasks`.
+        Whether masks come with the encoder's features inside them, as `FeaturedMasks`.
     scores
-        Whether more is asked of a mask than its edge. If not, masks that a device makes come to the host as bits, and
-        score `FULL` inside and 0 elsewhere.
+        Whether scores are needed besides the mask itself. If not, masks computed on a device are copied as bits, with
+        score `FULL` inside and 0 outside.
     """
 
     def __init__(
@@ -106,22 +106,21 @@ class EverythingSegmenter:
 
     @property
     def window(self) -> int:
-        """Side in pixels of the largest image it takes."""
+        """Maximum side in pixels of an image."""
         return self._network.window
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return self._gsd_range
 
     def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
-        """Masks of images (H, W, 3), red first, by falling predicted IoU; an image without prompts is not encoded.
+        """Masks of images (H, W, 3), red first, by descending predicted IoU; images without prompts are not encoded.
 
         Raises
         ------
         ValueError
-            If an image is larger than `window`, or the prompts of an image are not all of one kind: one point, a box,
-            or both.
+            If an image is larger than `window`, or its prompts are not all of one kind: one point, a box, or both.
         """
         return answer(self._network, images, prompts, self._answer, self._nothing)
 
@@ -150,7 +149,7 @@ class EverythingSegmenter:
         return self._drawn(embedding, kept.low_res, found)
 
     def _drawn(self, embedding: Any, low_res: Any, masks: Masks) -> Masks:
-        # The masks with their scores and features, made on the host.
+        # The masks with their scores and features, computed on the host.
         height, width = masks.scores.shape[1:]
         if isinstance(low_res, np.ndarray):
             for scores, part in zip(masks.scores, enlarged(self._network, low_res, (height, width)), strict=True):
@@ -166,7 +165,7 @@ class EverythingSegmenter:
         return FeaturedMasks(**vars(masks), features=pool(cells, masks.binary, self._step((height, width))))
 
     def _pack(self, embedding: Any, low_res: Tensor, judged: Float32Array, masks: Masks) -> Packed:
-        # The same on a device, for which nothing waits.
+        # The same on a device, without waiting for results.
         from geolabel.models import on_device
 
         height, width = masks.scores.shape[1:]
@@ -176,7 +175,7 @@ class EverythingSegmenter:
         return on_device.pack_everything(self._network, low_res, masks, crops, cells=cells, step=step)
 
     def _candidates(self, embedding: Any, size: tuple[int, int], prompts: Prompts, start: int) -> _Candidates:
-        # Candidates of one call's prompts; those that pass, where nothing has to wait to know them.
+        # Candidates of the prompts of one call; already filtered if the result is known without waiting.
         asked = self._to_sam(prompts[start : start + self._prompts_per_batch], size)
         frame = self._network.frame_size(size)
         low_res, quality, prompt, token = _likely(self._network, embedding, asked, self._filters.predicted_iou, frame)
@@ -187,8 +186,8 @@ class EverythingSegmenter:
         return np.asarray((judged[:, 0] >= self._filters.stability) & (judged[:, 3] >= 0))
 
     def _judge(self, low_res: Any, size: tuple[int, int]) -> Any:
-        # (M, 5) stability and box of masks, x0, y0, x1, y1; an empty mask has a box that ends before it begins. On a
-        # device (M, 9), with the box of what scores, if scores are asked for.
+        # (M, 5) stability and box of masks, x0, y0, x1, y1; an empty mask has a box that ends before it starts. On a
+        # device (M, 9), with the box of non-zero scores, if scores are needed.
         if isinstance(low_res, np.ndarray):
             step = self._network.window // low_res.shape[-1]
             judged = low_res_masks.judge(low_res, step, size, self._filters.offset)
@@ -226,7 +225,7 @@ def _likely(
     least: float,
     frame: tuple[int, int],
 ) -> tuple[Any, Float32Array, Int64Array, Int64Array]:
-    # See `SelectiveNetwork.decode_likely`; a network of another kind makes all masks first.
+    # See `SelectiveNetwork.decode_likely`; other networks compute all masks first.
     if isinstance(network, SelectiveNetwork):
         return network.decode_likely(embedding, *asked, least, frame)
     low_res, given = network.decode(embedding, *asked)
@@ -236,7 +235,7 @@ def _likely(
 
 
 def _distinct(boxes: Float32Array, quality: Float32Array, most: float) -> Int64Array:
-    # Rows of those that are no duplicate of a better one, by falling quality: torchvision's non-maximum suppression.
+    # Indices after removing duplicates of better masks, by descending quality: torchvision's non-maximum suppression.
     order = np.argsort(-quality, kind="stable")
     boxes = boxes[order]
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -247,7 +246,7 @@ def _distinct(boxes: Float32Array, quality: Float32Array, most: float) -> Int64A
             others = boxes[k + 1 :]
             sides = np.minimum(boxes[k, 2:], others[:, 2:]) - np.maximum(boxes[k, :2], others[:, :2])
             shared = np.maximum(sides, 0).prod(axis=1)
-            with np.errstate(invalid="ignore"):  # of two boxes without an area
+            with np.errstate(invalid="ignore"):  # two boxes without area
                 iou = shared / (areas[k] + areas[k + 1 :] - shared)
             open_[k + 1 :] &= ~(iou.astype(np.float64) > most)
     best: Int64Array = order[np.asarray(kept, np.int64)]
@@ -255,17 +254,17 @@ def _distinct(boxes: Float32Array, quality: Float32Array, most: float) -> Int64A
 
 
 def pool(embedding: Float32Array, masks: BoolArray, step: float | tuple[float, float]) -> Float32Array:
-    """Mean of an embedding over masks, each cell weighted by the share of it that the mask covers (ALPS, eq. 4).
+    """Mean of an embedding over masks, with each cell weighted by the share covered by the mask (ALPS, eq. 4).
 
-    ALPS enlarges the embedding to the mask; averaging the mask down to the embedding gives the same weighted mean but
-    for the interpolation, with a small part of the memory, and loses no mask that is smaller than a cell.
+    ALPS enlarges the embedding to the mask; reducing the mask to the embedding gives the same weighted mean except for
+    interpolation, with a small part of the memory, and also works for masks smaller than a cell.
 
     Parameters
     ----------
     embedding : (D, h, w)
     masks : (M, H, W), none of them empty
     step
-        Image pixels per cell, where they differ along rows and along columns; cell ``i`` covers pixels
+        Image pixels per cell, along rows and columns if they differ; cell ``i`` covers pixels
         ``[i * step, (i + 1) * step)``.
 
     Returns
@@ -290,31 +289,31 @@ def pool(embedding: Float32Array, masks: BoolArray, step: float | tuple[float, f
 
 
 OTHER = -1
-"""Class of clusters that have another name, or none."""
+"""Class of clusters with any other name, or none."""
 
 
 @dataclass(frozen=True)
 class ClusterSegmenter:
-    """Keeps, of the masks of an image, those of the named clusters, where no smaller mask of another class is.
+    """Keeps the masks of an image that belong to named clusters, except where a smaller mask of another class is.
 
-    What is left of an image is what ALPS would paint with the classes, with the masks' own scores.
+    The result equals what ALPS would paint with the classes, with the masks' own scores.
     """
 
     segmenter: Segmenter
-    """Answers with `FeaturedMasks`."""
+    """A segmenter that returns `FeaturedMasks`."""
     clusters: Clusters
     class_names: tuple[str, ...]
     max_share: float
-    """The filtering gate of ALPS, eq. 2 and 3."""
+    """Maximum share of an image (ALPS, eq. 2 and 3)."""
 
     @property
     def window(self) -> int:
-        """Side in pixels of the largest image it takes."""
+        """Maximum side in pixels of an image."""
         return self.segmenter.window
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return self.segmenter.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
@@ -327,7 +326,7 @@ class ClusterSegmenter:
         classes = self._class_of_cluster()[self.clusters.assign(masks.features)]
         owner = smallest_wins(masks.binary)
         kept, wanted = classes >= 0, classes[classes >= 0]
-        owning = np.append(classes, OTHER)[owner]  # NO_MASK, -1, picks the last
+        owning = np.append(classes, OTHER)[owner]  # NO_MASK, -1, selects the last
         others = (owner != NO_MASK) & (owning != wanted[:, None, None])
         scores = np.where(others, np.uint8(0), masks.scores[kept])
         return ClassedMasks(

@@ -1,8 +1,8 @@
-"""The evidence head: how likely each pixel is landslide, given what is known beside the scene; and its file.
+"""The evidence head: probability of landslide for each pixel, given supplementary data; and its file.
 
-Gradient-boosted regression trees (Friedman 2001) over numbers that `geolabel.extraction.cutting` takes of a pixel and
-of what is around it: one set of trees for each kind of evidence. Trees compare numbers and add up constants, so a pixel
-has the same probability on every machine, whatever is worked on with it.
+Gradient-boosted regression trees (Friedman 2001) on features that `geolabel.extraction.cutting` computes from a pixel
+and its surroundings, with separate trees for each kind of evidence. Trees compare numbers and add constants, so a pixel
+has the same probability on every machine and in every context.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from geolabel.parsing import read_json
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 
 Kind = Literal["before", "dem", "both"]
-"""What is known beside a scene."""
+"""Kinds of evidence besides the scene."""
 
 KINDS: tuple[Kind, ...] = ("before", "dem", "both")
 
 LOGIT_UNIT = 1000
-"""Values of leaves are whole numbers, of which so many are 1 of the logit: their sum depends on no order."""
+"""Leaf values are integers in this fraction of a logit, so their sum does not depend on order."""
 
 LEAF = -1
-"""In the place of a feature, of a node that has no further ones."""
+"""Feature index that marks a leaf."""
 
 MAX_LEAVES, MAX_NODES = 64, 1 << 16
-"""Of a tree, and of all trees that a file may hold."""
+"""Maximum number of leaves of a tree, and of nodes in a file."""
 
 
 @dataclass(frozen=True)
 class Trees:
-    """Binary trees of N nodes, one after the other; children come after their parents."""
+    """Binary trees with N nodes in total, concatenated; children come after their parents."""
 
     names: tuple[str, ...]
-    """Features that nodes compare."""
+    """Names of the compared features."""
     roots: tuple[int, ...]
     feature: tuple[int, ...]
     """(N,) index into `names`, or `LEAF`."""
     threshold: tuple[float, ...]
-    """(N,) what is at most this large goes left."""
+    """(N,) values up to this go left."""
     left: tuple[int, ...]
     right: tuple[int, ...]
     value: tuple[int, ...]
-    """(N,) of leaves, in `LOGIT_UNIT`."""
+    """(N,) values of leaves, in `LOGIT_UNIT`."""
     start: int
-    """What the leaves are added to."""
+    """Logit that the leaves are added to."""
 
     def __post_init__(self) -> None:
         count = len(self.feature)
@@ -83,21 +83,21 @@ class Trees:
             passed = np.zeros(len(logit), kind)
             for feature, threshold, left in tests:
                 passed |= (columns[feature] > threshold) * kind(left)
-            reached = ~passed & (passed + kind(1))  # the lowest bit that no test has set
+            reached = ~passed & (passed + kind(1))  # the lowest bit that is not set
             logit += values[np.frexp(reached.astype(np.float64))[1] - 1]
         return np.asarray(1 / (1 + np.exp(-np.clip(logit / LOGIT_UNIT, -60, 60))))
 
 
 _Test = tuple[int, float, int]
-"""A feature, a threshold, and the leaves, as bits, that a value above it rules out."""
+"""A feature, a threshold, and the leaves, as bits, that larger values exclude."""
 
 
 @lru_cache(maxsize=2 * len(KINDS))
 def _leaves(trees: Trees) -> list[tuple[list[_Test], Int64Array]]:
-    """Tests and leaves of each tree, which find the leaf of a pixel without a walk (QuickScorer; Lucchese et al. 2015).
+    """Tests and leaves of each tree, to find a pixel's leaf without a walk (QuickScorer; Lucchese et al. 2015).
 
-    Leaves are numbered from left to right. A value above the threshold of a node rules out all leaves to its left; of
-    those that no test rules out, a pixel reaches the first.
+    Leaves are numbered from left to right. A value above the threshold of a node excludes all leaves to its left; a
+    pixel reaches the first leaf that is not excluded.
 
     Raises
     ------
@@ -128,61 +128,61 @@ def _walk(trees: Trees, node: int, depth: int, tests: list[_Test], values: list[
 
 @dataclass(frozen=True)
 class Head:
-    """Trees for one kind of evidence, and how to use them."""
+    """Trees for one kind of evidence, with their settings."""
 
     trees: Trees
     cut: float
-    """What is less likely landslide than this is cut out of polygons, 0..1."""
+    """Pixels with a lower probability are cut out of polygons, 0..1."""
     confidence: tuple[float, float, float, float]
-    """Of a polygon: ``sigmoid(a + b * logit(confidence without evidence) + c * logit(mean of the pixels))``, and d more
-    in the sigmoid where that mean is below the cut."""
+    """Confidence of a polygon: ``sigmoid(a + b * logit(confidence without evidence) + c * logit(mean of the pixels))``,
+    with d added in the sigmoid if that mean is below the cut."""
 
     def __post_init__(self) -> None:
         if not (0 < self.cut < 1 and all(map(math.isfinite, self.confidence))):
             raise ValueError("its cut is between 0 and 1, and its confidence has finite numbers")
 
     def confidence_with(self, without: Float64Array, evidence: Float64Array) -> Float64Array:
-        """(K,) confidence of polygons; where the mean of their pixels is not known, that without evidence."""
+        """(K,) confidence of polygons; without evidence if the mean of their pixels is unknown."""
         start, own, seen, below = self.confidence
         logits = start + own * logit(without) + seen * logit(evidence) + below * (evidence < self.cut)
         return np.where(np.isnan(evidence), without, 1 / (1 + np.exp(-np.clip(logits, -60, 60))))
 
 
 def logit(probability: Float64Array) -> Float64Array:
-    """Logarithm of the odds of probabilities, which are first moved 0.002 away from 0 and 1."""
+    """Logarithm of the odds of probabilities, limited to 0.002..0.998."""
     inside = np.clip(probability, 0.002, 0.998)
     return np.asarray(np.log(inside / (1 - inside)))
 
 
 @dataclass(frozen=True)
 class EvidenceHeads:
-    """A head for each kind of evidence, the localizer whose activation they were fitted to, and what else is known."""
+    """A head for each kind of evidence, and the localizer they were fitted to."""
 
     heads: Mapping[Kind, Head]
     localizer: str
-    """SHA-256 of its weights."""
+    """SHA-256 of the localizer's weights."""
     fitted: Mapping[str, Any]
     """Data, counts and figures, as plain values."""
     sha256: str = ""
-    """Of the file that they were read from."""
+    """SHA-256 of the file that they were read from."""
 
 
 def shipped() -> Path:
-    """Where the heads that come with geolabel are."""
+    """Path of the bundled heads."""
     return Path(str(resources.files("geolabel.weights") / "evidence.json"))
 
 
 def heads_for(localizer: str) -> EvidenceHeads | None:
-    """The heads that come with geolabel, for a localizer by SHA-256; None for one that they were not fitted to.
+    """The bundled heads for a localizer, by SHA-256; None if they were not fitted to it.
 
-    The activation of another is on another scale.
+    The activation of another localizer has another scale.
     """
     found = _shipped(shipped())
     return found if found.localizer == localizer else None
 
 
 def with_evidence(confidence: Float64Array, attributes: Mapping[str, ArrayLike], localizer: str) -> Float64Array:
-    """(K,) confidence of polygons, given that without evidence and their attributes; as it is where none is known."""
+    """(K,) confidence of polygons, from that without evidence and their attributes; unchanged if none is known."""
     columns = {name: np.asarray(attributes[name], float) for name in ("evidence", "change_z", "slope_mean_deg")}
     heads = None if np.isnan(columns["evidence"]).all() else heads_for(localizer)
     if heads is None:
@@ -210,9 +210,9 @@ def load_heads(path: Path) -> EvidenceHeads:
     Raises
     ------
     WeightsError
-        If the file is missing or holds no heads.
+        If the file is missing or does not hold heads.
     """
-    again = "make it again with tests/benchmarks/evidence_fit.py"
+    again = "write it again with tests/benchmarks/evidence_fit.py"
     try:
         values = read_json(path)
         heads = {kind: _head(values["heads"][kind]) for kind in KINDS}
@@ -221,7 +221,7 @@ def load_heads(path: Path) -> EvidenceHeads:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): {again}") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise WeightsError(f"{path} holds no evidence heads ({error}): {again}") from error
+        raise WeightsError(f"{path} does not hold evidence heads ({error}): {again}") from error
 
 
 def _head(values: Mapping[str, Any]) -> Head:
@@ -238,12 +238,12 @@ def _head(values: Mapping[str, Any]) -> Head:
 
 
 def save_heads(path: Path, found: EvidenceHeads, *, overwrite: bool) -> None:
-    """Write heads as JSON; the file appears when it is whole.
+    """Write heads as JSON; the file appears when it is complete.
 
     Raises
     ------
     OutputError
-        If it exists and must not be replaced.
+        If it exists and may not be replaced.
     """
     values = {
         "heads": {kind: asdict(head) for kind, head in found.heads.items()},

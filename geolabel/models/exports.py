@@ -1,8 +1,8 @@
-"""A localizer as one ONNX file for programs that run such files over rasters: Deepness in QGIS, GeoDeep, WebODM.
+"""Export a localizer as one ONNX file for programs that run such files over rasters: Deepness in QGIS, GeoDeep, WebODM.
 
-They cut tiles, scale bytes to 0..1, and take the class of the highest score of each pixel, or scores above a
-threshold. So the file normalises by itself, answers pixels, not cells, and has the operating point of the localizer at
-a score of one half. What it says of itself has the names that Deepness documents, which GeoDeep shares.
+They cut tiles, scale bytes to 0..1, and use the class with the highest score of each pixel, or scores above a
+threshold. So the exported network includes normalisation, returns pixels instead of cells, and maps the localizer's
+operating point to a score of one half. Its metadata uses the names documented by Deepness, which GeoDeep shares.
 
 Source: https://qgis-plugin-deepness.readthedocs.io, "Model creators", "How to add metadata to a model".
 """
@@ -31,10 +31,10 @@ EDGE = 0.5
 """Score of the operating point."""
 
 OVERLAP = 25
-"""Percent of a tile that neighbours share."""
+"""Overlap of neighbouring tiles in percent."""
 
 SMALL = 3
-"""Deepness opens and closes masks by this many pixels, which removes what is smaller than about 50 px."""
+"""Deepness opens and closes masks by this many pixels, which removes objects below about 50 px."""
 
 
 def export_onnx(
@@ -42,15 +42,15 @@ def export_onnx(
 ) -> None:
     """Write a localizer as one ONNX file with its weights.
 
-    It maps (1, 3, tile, tile), red first, 0..1, to scores (1, 1 + C, tile, tile) of the background and of each class:
-    0..1, activation stretched so that its threshold is at 0.5.
+    It maps (1, 3, tile, tile), red first, 0..1, to scores (1, 1 + C, tile, tile) of the background and each class:
+    0..1, activation scaled so that its threshold is at 0.5.
 
     Parameters
     ----------
     weights
-        File of the localizer, its graph beside it.
+        File of the localizer, with its graph beside it.
     threshold
-        Grey value 0..255 that activation has to exceed.
+        Grey value 0..255 that activation must exceed.
     tile
         Pixels a side, a multiple of what the network needs.
     gsd
@@ -59,9 +59,9 @@ def export_onnx(
     Raises
     ------
     WeightsError
-        If the file is no localizer that has a graph and a constant.
+        If the file is not a localizer with a graph and a constant.
     OptionError
-        If the network cannot see such tiles, or does not know such a gsd.
+        If the network does not support the tile size or the gsd.
     OutputError
         If the file cannot be written.
     """
@@ -78,7 +78,7 @@ def export_onnx(
         raise OptionError(f"tile size {tile} px: give a multiple of {facts['multiple']} px, such as 512")
     finest, coarsest = info.gsd_range
     if not finest <= gsd <= coarsest:
-        raise OptionError(f"gsd {gsd} m: the localizer knows {finest} to {coarsest} m; give one of these")
+        raise OptionError(f"gsd {gsd} m: the localizer supports {finest} to {coarsest} m; give one of these")
     _wrap(model.graph, info, EDGE * LEVELS / (threshold * info.constant), facts["stride"], tile)
     helper.set_model_props(model, _metadata(info, tile, gsd))
     model.producer_name, model.producer_version = "geolabel", geolabel.__version__
@@ -88,7 +88,7 @@ def export_onnx(
 
 
 def _wrap(graph: onnx.GraphProto, info: NetworkInfo, scale: float, stride: int, tile: int) -> None:
-    # Pixels 0..1 to normalised ones before the network, and raw maps to scores of pixels after it.
+    # Normalisation before the network, and raw maps to scores of pixels after it.
     def constant(name: str, values: Any) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
         return name

@@ -1,8 +1,8 @@
-"""Networks that are kept in a folder, on this disk or on the Hugging Face hub.
+"""Networks stored as folders, local or on the Hugging Face hub.
 
-A folder is one as transformers and diffusers write it: JSON that describes the network, and weights as safetensors, so
-that nothing is unpickled. What comes from the hub is kept in the hub's own cache (``HF_HOME``), which other programs
-share; ``GEOLABEL_OFFLINE`` forbids downloads here too.
+A folder is in the format of transformers and diffusers: JSON that describes the network, and weights as safetensors, so
+nothing is unpickled. Models of the hub are kept in its shared cache (``HF_HOME``); ``GEOLABEL_OFFLINE`` forbids
+downloads.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from geolabel.parsing import read_json
 log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"(?!\S*\.(bin|onnx|pth?|safetensors)$)(?P<model>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-"""``OWNER/NAME``, or ``OWNER/NAME@REVISION``; what ends as files of weights do is the path of one."""
+"""``OWNER/NAME`` or ``OWNER/NAME@REVISION``; names with a suffix of weights files are paths."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 CONFIG = "config.json"
 
 MAX_CONFIG_BYTES = 1 << 20
-"""Of a JSON file of a folder; published ones have a few kilobytes."""
+"""Maximum size of a JSON file of a folder; published ones have a few kilobytes."""
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
-"""Of one network: one file, or parts."""
+"""Names of the weights of a network: one file, or parts."""
 
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-"""How pixels are normalised."""
+"""File with the normalisation of pixels."""
 
 FILES = (CONFIG, *WEIGHTS, *PROCESSOR)
-"""What is read of a folder of one network."""
+"""Files that are read from the folder of a network."""
 
 VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
-"""What the tokenizer of a network that reads words is made of: the first alone, or the others."""
+"""Files of the tokenizer of a network that reads words: the first alone, or the others."""
 
 
 def parse_id(source: str | Path) -> tuple[str, str | None] | None:
-    """``OWNER/NAME`` and the revision of a model of the hub; None for what is no name of one."""
+    """``OWNER/NAME`` and revision of a model of the hub; None if the text is not such a name."""
     named = HUB_ID.fullmatch(str(source))
     return None if named is None else (named["model"], named["revision"])
 
 
 def cache_of(model: str) -> Path:
-    """Where the hub's cache keeps a model, or would keep it."""
+    """Folder of a model in the hub's cache, existing or not."""
     if find_spec("huggingface_hub") is not None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -68,16 +68,16 @@ def cache_of(model: str) -> Path:
 
 
 def cached(model: str, revision: str | None, files: Sequence[str], missing: Callable[[Path], Any]) -> Path | None:
-    """The folder of a model of the hub if all of it is in the hub's cache.
+    """The folder of a model, if it is complete in the hub's cache.
 
     Parameters
     ----------
     revision
         Branch, tag or commit; None for the branch ``main``.
     files
-        Patterns of the files that are wanted.
+        Patterns of the required files.
     missing
-        What a folder lacks.
+        Lists what a folder lacks.
     """
     if find_spec("huggingface_hub") is None:
         return None
@@ -87,7 +87,7 @@ def cached(model: str, revision: str | None, files: Sequence[str], missing: Call
         here = Path(
             snapshot_download(repo_id=model, revision=revision, allow_patterns=list(files), local_files_only=True)
         )
-    except (OSError, ValueError):  # a ValueError of names that the hub has for no model
+    except (OSError, ValueError):  # ValueError: names that are invalid on the hub
         log.debug("%s is not in the hub's cache", model)
         return None
     return None if missing(here) else here
@@ -103,32 +103,32 @@ def snapshot(
     extra: Extra,
     option: str,
 ) -> Path:
-    """The folder of a model of the hub, downloaded if need be.
+    """The folder of a model of the hub, downloaded if necessary.
 
     Parameters
     ----------
     model, revision, files, missing
         See `cached`.
     size
-        Bytes, about; 0 if not known.
+        Approximate size in bytes; 0 if unknown.
     extra
-        Which extra of geolabel the model needs.
+        Extra of geolabel that the model needs.
     option
-        Which option takes the folder of a downloaded model, for the message.
+        Option that accepts the folder of a downloaded model, for the message.
 
     Raises
     ------
     GeolabelError
         If the hub's library is not installed.
     WeightsError
-        If the model is not here and cannot be had, or is given only to those who ask.
+        If the model cannot be downloaded, or access must be requested.
     """
     here = cached(model, revision, files, missing)
     if here is not None:
         return here
     named = model if revision is None else f"{model} --revision {revision}"
     by_hand = (
-        f"run hf download {named} where there is a network and copy its cache here (HF_HOME names the folder), "
+        f"run hf download {named} on a machine with a network and copy its cache here (HF_HOME names the folder), "
         f"or give the folder of a downloaded model with {option} FOLDER"
     )
     if offline():
@@ -142,10 +142,10 @@ def snapshot(
         folder = Path(snapshot_download(repo_id=model, revision=revision, allow_patterns=list(files)))
     except GatedRepoError as error:
         raise WeightsError(
-            f"{model} is gated: ask for access at https://huggingface.co/{model}, run hf auth login, and try again"
+            f"{model} is gated: request access at https://huggingface.co/{model}, run hf auth login, and try again"
         ) from error
-    except (OSError, ValueError) as error:  # those of the hub and of its connection are OSErrors
-        raise WeightsError(f"{model} cannot be had from the hub ({in_words(error)}): {by_hand}") from error
+    except (OSError, ValueError) as error:  # errors of the hub and of its connection are OSErrors
+        raise WeightsError(f"{model} cannot be downloaded from the hub ({in_words(error)}): {by_hand}") from error
     lacking = missing(folder)
     if lacking:
         raise WeightsError(f"{model} lacks {', '.join(lacking)} on the hub: name another model or revision")
@@ -153,7 +153,7 @@ def snapshot(
 
 
 def fingerprint(folder: Path, names: Iterable[str]) -> str:
-    """SHA-256 over the names and the SHA-256 of files of a folder; what is not there is left out."""
+    """SHA-256 over the names and the SHA-256 of files of a folder; missing ones are skipped."""
     total = hashlib.sha256()
     for name in names:
         if (folder / name).is_file():
@@ -163,7 +163,7 @@ def fingerprint(folder: Path, names: Iterable[str]) -> str:
 
 @contextmanager
 def without_bars(*libraries: str) -> Iterator[None]:
-    """Keep libraries from writing progress to stderr, which is the command line's.
+    """Keep libraries from writing progress bars to stderr, which the command line uses.
 
     Parameters
     ----------
@@ -181,22 +181,22 @@ def without_bars(*libraries: str) -> Iterator[None]:
             kind.enable_progress_bar()
 
 
-# --- folders of one network ------------------------------------------------------------------------------------------
+# --- folders of networks ---------------------------------------------------------------------------------------------
 
 
 def weights_of(folder: Path) -> list[Path]:
-    """Files of the weights of a folder, by name; none where there are none."""
+    """Weights files of a folder by name; empty if there are none."""
     held = ([file for file in sorted(folder.glob(pattern)) if file.is_file()] for pattern in WEIGHTS)
     return next(filter(None, held), [])
 
 
 def missing(folder: Path, *, words: bool = False) -> list[str]:
-    """Files without which a folder holds no network.
+    """Files that a folder lacks to be a network.
 
     Parameters
     ----------
     words
-        Whether it has to read words, here and below.
+        Whether the network must read words.
     """
     lacking = [] if (folder / CONFIG).is_file() else [CONFIG]
     parts = weights_of(folder)
@@ -216,7 +216,7 @@ def find(source: str, *, words: bool = False) -> Path | None:
 
 
 def fetch(source: str, *, words: bool = False, size: int = 0) -> Path:
-    """The folder of ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, downloaded if need be; raises as `snapshot`."""
+    """The folder of ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, downloaded if necessary; raises like `snapshot`."""
     model, revision = parse_id(source) or (source, None)
     lacking, option = partial(missing, words=words), "--localizer" if words else "--sam"
     return snapshot(model, revision, _files(words), lacking, size=size, extra="sam", option=option)
@@ -227,25 +227,25 @@ def _files(words: bool) -> tuple[str, ...]:
 
 
 def named(source: str, folder: Path) -> str:
-    """The name of a model of the hub with the commit that its folder is of, where the cache says so."""
+    """The name of a model of the hub, with the commit of its folder if the cache records it."""
     model, _ = parse_id(source) or (source, None)
     return f"{model}@{folder.name}" if COMMIT.fullmatch(folder.name) else source
 
 
 def digest(path: Path, *, words: bool = False) -> str:
-    """SHA-256 of a file of weights, or over the files of a folder of one network.
+    """SHA-256 of a weights file, or over the files of the folder of a network.
 
     Raises
     ------
     WeightsError
-        If it cannot be read, or the folder holds no network.
+        If it cannot be read, or the folder is not a network.
     """
     if not path.is_dir():
         return sha256(path)
     lacking = missing(path, words=words)
     if lacking:
         raise WeightsError(
-            f"{path} holds no network as transformers writes it: {', '.join(lacking)} missing; give such a folder, "
+            f"{path} is not a network in the format of transformers: {', '.join(lacking)} missing; give such a folder, "
             "with weights as safetensors"
         )
     names = [CONFIG, *PROCESSOR, *(file.name for file in weights_of(path)), *(VOCABULARY if words else ())]
@@ -255,8 +255,8 @@ def digest(path: Path, *, words: bool = False) -> str:
 def verify(folder: Path, *, words: bool = False) -> str:
     """Check a folder of the hub's cache and return its `digest`.
 
-    The cache names files of weights by the SHA-256 that the hub gave with them: each is computed again. A cache without
-    links, as on some Windows, does not name them so; then only the headers are read.
+    The cache names weights files by the SHA-256 that the hub sent with them, which is checked. A cache without links,
+    as on some Windows systems, does not; then only headers are checked.
 
     Raises
     ------
@@ -268,14 +268,14 @@ def verify(folder: Path, *, words: bool = False) -> str:
         stated = file.resolve().name
         if re.fullmatch(r"[0-9a-f]{64}", stated) and sha256(file) != stated:
             raise WeightsError(
-                f"{file} has SHA-256 {sha256(file)}, the hub gave {stated}: delete it and fetch it again"
+                f"{file} has SHA-256 {sha256(file)}, the hub sent {stated}: delete it and fetch it again"
             )
     count_parameters(folder)
     return total
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the ``config.json`` of a folder says, which has a ``model_type``.
+    """Content of the ``config.json`` of a folder, which must have a ``model_type``.
 
     Raises
     ------
@@ -285,9 +285,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         given = read_json(folder / CONFIG, limit=MAX_CONFIG_BYTES)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder / CONFIG} describes no network ({error}): give another folder") from error
+        raise WeightsError(f"{folder / CONFIG} does not describe a network ({error}): give another folder") from error
     if not isinstance(given, dict) or not isinstance(given.get("model_type"), str):
-        raise WeightsError(f"{folder / CONFIG} describes no network (it names no model_type): give another folder")
+        raise WeightsError(f"{folder / CONFIG} does not describe a network (it has no model_type): give another folder")
     return given
 
 
@@ -307,12 +307,12 @@ def count_parameters(folder: Path) -> int:
             with safe_open(file, framework="np") as tensors:
                 held += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{file} is no whole safetensors file ({error}): fetch it again") from error
+            raise WeightsError(f"{file} is not a complete safetensors file ({error}): fetch it again") from error
     return held
 
 
 def describe(folder: Path, *, words: bool = False) -> dict[str, Any]:
-    """What a folder says of its network: SHA-256, bytes, number of parameters, type; raises as `digest`."""
+    """Summary of the network in a folder: SHA-256, bytes, number of parameters, type; raises like `digest`."""
     return {
         "file": str(folder),
         "sha256": digest(folder, words=words),

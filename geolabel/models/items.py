@@ -1,4 +1,4 @@
-"""STAC items of networks, in the words of the extension for machine learning models (MLM).
+"""STAC items of networks, with the machine learning model extension (MLM).
 
 https://github.com/stac-extensions/mlm
 """
@@ -17,36 +17,36 @@ from geolabel.models.checkpoint import NetworkInfo, is_safetensors, load_arrays,
 from geolabel.outputs import check_target, replacing, together
 
 TASKS = {"localizer": "semantic-segmentation", "student": "semantic-segmentation", "segmenter": "instance-segmentation"}
-"""What networks of a kind do."""
+"""MLM tasks by kind of network."""
 
 COLOURS = ("red", "green", "blue")
 
 BANDS = [{"name": colour} for colour in COLOURS]
 
 ALWAYS = {"datetime": None, "start_datetime": "1900-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
-"""Times of an item that is of no time."""
+"""Times of an item without a date."""
 
 
 def network_items(name: str | Path, folder: str | Path, *, overwrite: bool = False) -> dict[str, Path]:
-    """Write a STAC item of each network of a name, or of that of a file, and a copy of its weights beside it.
+    """Write a STAC item of each network of a name, or of a file, and a copy of its weights beside it.
 
     Parameters
     ----------
     name
-        As `geolabel.models.registry` knows it, or a file of weights.
+        A name of `geolabel.models.registry`, or a weights file.
     folder
-        Where items and weights are written: ``localizer.json``, ``localizer.safetensors``.
+        Folder for items and weights: ``localizer.json``, ``localizer.safetensors``.
     overwrite
-        Whether files that are there may be replaced.
+        Whether existing files may be replaced.
 
     Returns
     -------
-    The items by the kind of network.
+    The items by kind of network.
 
     Raises
     ------
     WeightsError
-        If there is no such network, or its file does not say what it is, as published checkpoints of others do not.
+        If there is no such network, or its file has no description, as in files published by others.
     OutputError
         If a file cannot be written.
     """
@@ -54,22 +54,22 @@ def network_items(name: str | Path, folder: str | Path, *, overwrite: bool = Fal
     if given.is_file():
         named: dict[Path, str | None] = {given: None}
     else:
-        # what others publish says not what it is, and is not worth a download
+        # files published by others have no description, so they are not downloaded
         ours = [one for one in registry.lookup(str(name)) if one.hub is None and one.filename.endswith(".safetensors")]
         named = {registry.fetch(one): one.licence for one in ours}
     if not named or not all(map(is_safetensors, named)):
-        raise WeightsError(f"{name} is no weights file of geolabel, which says what it is: give one of geolabel train")
+        raise WeightsError(f"{name} is not a weights file of geolabel with a description: give one of geolabel train")
     found, paths = {}, []
     for path in named:
         info = read_info(path)
         if info.kind not in TASKS:
-            raise WeightsError(f"{path} holds a {info.kind}: items are written of {', '.join(TASKS)}")
+            raise WeightsError(f"{path} holds a {info.kind}: items can be written for {', '.join(TASKS)}")
         found[info.kind] = (path, info)
         paths += [folder / f"{info.kind}.json", folder / f"{info.kind}.safetensors"]
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror}") from error
+        raise OutputError(f"{folder}: the folder cannot be created: {error.strerror}") from error
     for path in paths:
         check_target(path, overwrite=overwrite, suffixes=(path.suffix,), inputs=list(named))
     with together(*paths):
@@ -81,7 +81,7 @@ def network_items(name: str | Path, folder: str | Path, *, overwrite: bool = Fal
 def _write(item: Path, weights: Path, info: NetworkInfo, licence: str | None, *, overwrite: bool) -> None:
     copy = item.with_suffix(".safetensors")
     title = f"Weights of the {info.kind}"
-    # the extension wants the bands among the properties, where STAC has them only if an asset has them too
+    # the extension requires bands among the properties, where STAC allows them only if an asset has them too
     how = {"mlm:artifact_type": "safetensors.torch.save_file", "bands": BANDS}
     asset = asset_of(weights, item, title, ["mlm:model", "mlm:weights"], **how) | {"href": f"./{copy.name}"}
     properties = {"title": f"{info.kind.capitalize()} of geolabel"} | ALWAYS | ({"license": licence} if licence else {})
@@ -95,7 +95,7 @@ def _write(item: Path, weights: Path, info: NetworkInfo, licence: str | None, *,
 
 
 def _model(weights: Path, info: NetworkInfo) -> dict[str, Any]:
-    """What the extension asks for."""
+    """Properties required by the extension."""
     arrays, _ = load_arrays(weights)
     data = info.trained.get("data", ())
     task = TASKS[info.kind]
@@ -127,7 +127,7 @@ def _inputs(info: NetworkInfo) -> list[dict[str, Any]]:
         return [image]
     boxes = {
         "name": "boxes",
-        "description": "Left, top, right and bottom of the object that is asked for, in pixels",
+        "description": "Left, top, right and bottom of the requested object, in pixels",
         "bands": [],
         "input": _array([-1, 4], ["prompt", "coordinate"]),
     }

@@ -1,7 +1,6 @@
-"""Networks by name or by file, as recipes, and how these load; the names are those of `geolabel.models.registry`.
+"""Recipes of networks by name or file, and loading them; names are those of `geolabel.models.registry`.
 
-Nothing here unpickles more than tensors: the official SAM files are read with ``weights_only=True``, all others are
-safetensors.
+Only tensors are unpickled: the official SAM files are read with ``weights_only=True``, all others are safetensors.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 PROMPTS_OF_FOLDERS = 16
 """Prompts per call of the decoder on a CPU. Decoders since SAM 2 copy the fine features of an image for each prompt, so
-fewer at a time take less memory."""
+smaller calls need less memory."""
 
 SAM_GSD_RANGE = (0.01, 1000.0)
-"""Metres. The official networks saw photographs of every scale, so the localizer's range decides."""
+"""Metres. The official networks were trained on photographs of every scale, so the localizer's range decides."""
 
 
 def recipe(
@@ -62,14 +61,14 @@ def recipe(
     selection: Selection = "best_iou",
     normalisation: Normalisation = "constant",
 ) -> LocalizerRecipe | SegmenterRecipe:
-    """Decide how a network will be made, wherever that is. Downloads it if it is a published one that is not here.
+    """The recipe of a network. A published network is downloaded if necessary.
 
     Parameters
     ----------
     name
         A published network, the path of a file or of a folder, or ``OWNER/NAME[@REVISION]`` of the hub.
     checkpoint
-        A file instead of the published one; `name` then says which of the official networks it holds, unless it is
+        A file instead of the published one; `name` then declares which official network it holds, unless it is
         ``bundled``.
     device, precision
         See `devices.resolve_device` and `devices.resolve_precision`.
@@ -78,14 +77,14 @@ def recipe(
     batch
         Images per forward call; None for `default_batch`.
     selection, normalisation
-        See `parts.SegmenterRecipe` and `parts.LocalizerRecipe`; each is taken by its role alone.
+        See `parts.SegmenterRecipe` and `parts.LocalizerRecipe`; each applies to its role only.
 
     Raises
     ------
     WeightsError
         If the file is missing or not the published one.
     OptionError
-        If the device, the precision or the engine cannot be had.
+        If the device, precision or engine is not available.
     """
     from geolabel.devices import resolve_device, resolve_precision
 
@@ -101,23 +100,23 @@ def recipe(
     if role == "localizer":
         return with_engine(LocalizerRecipe(**made, normalisation=normalisation), engine)
     made |= {"selection": selection, "architecture": architecture}
-    if selection == "overlap":  # who knows the activation chooses by it, among everything that the network answers
+    if selection == "overlap":  # the labeler, which has the activation, chooses among all candidates
         return with_engine(EverythingRecipe(**made, filters=EVERY_CANDIDATE), engine)
     return with_engine(SegmenterRecipe(**made), engine)
 
 
 def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
-    """The same recipe for an engine; ONNX Runtime runs what has its graphs beside it, on a CPU.
+    """The same recipe for an engine; ONNX Runtime runs networks with graphs beside them, on a CPU.
 
     Raises
     ------
     OptionError
-        If ONNX Runtime is asked for what it cannot run.
+        If ONNX Runtime cannot run the network.
     """
     if engine == "torch":
         return replace(recipe, engine=engine, graphs=())
     if isinstance(recipe, SegmenterRecipe) and recipe.compile == "on":
-        raise OptionError("--compile on: PyTorch compiles, and --engine onnx runs ONNX Runtime; leave one of them out")
+        raise OptionError("--compile on: PyTorch compiles, and --engine onnx runs ONNX Runtime; omit one of them")
     if recipe.device != "cpu" or recipe.precision != "fp32":
         raise OptionError(
             f"engine onnx: ONNX Runtime runs networks on the CPU in fp32, not on {recipe.device} in "
@@ -127,7 +126,7 @@ def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
     if not files or not all(file.is_file() for file in files):
         raise OptionError(
             f"engine onnx: there is no graph of the {recipe.role} {recipe.source} for ONNX Runtime: give --engine auto "
-            "or torch, or make one of a network of geolabel's own with geolabel train graphs"
+            "or torch, or write one for a network of geolabel with geolabel train graphs"
         )
     return replace(recipe, engine=engine, graphs=tuple(map(sha256, files)))
 
@@ -135,12 +134,12 @@ def with_engine(recipe: AnyRecipe, engine: Engine) -> AnyRecipe:
 def everything(
     recipe: SegmenterRecipe, filters: Filters, *, features: bool = False, clusters: ClusterChoice | None = None
 ) -> EverythingRecipe:
-    """The recipe of the same network on the same engine, which answers with everything that passes `filters`.
+    """The recipe of the same network and engine, which returns every candidate that passes `filters`.
 
     Raises
     ------
     OptionError
-        If the engine is ONNX Runtime, and there are no graphs of this mode.
+        If the engine is ONNX Runtime, and there are no graphs for this mode.
     """
     return with_engine(recipe.everything(filters, features=features, clusters=clusters), cast("Engine", recipe.engine))
 
@@ -150,11 +149,11 @@ def _kind_of_graphs(recipe: Recipe) -> str:
 
 
 ADAPTED = "adapted"
-"""Key, in what a file says of its training, of how it was adapted; see `geolabel.adapt`."""
+"""Key in a file's training record that describes how it was adapted; see `geolabel.adapt`."""
 
 
 def is_adapted(recipe: Recipe) -> bool:
-    """Whether a network was adapted, and still has the graphs beside it that were written then."""
+    """Whether a network was adapted, and still has the graphs beside it that were written with it."""
     files = graph_files(Path(recipe.source), recipe.role)
     if type(recipe) not in (LocalizerRecipe, SegmenterRecipe) or not all(file.is_file() for file in files):
         return False
@@ -166,17 +165,17 @@ def is_adapted(recipe: Recipe) -> bool:
 
 
 def default_batch(device: str) -> int:
-    """8 on a GPU, and 1 on the CPU, where more are no faster and padding a last batch costs as much as filling it."""
+    """8 on a GPU, and 1 on a CPU, where larger batches are no faster and a padded last batch wastes time."""
     return 1 if device == "cpu" else 8
 
 
 def _source(role: registry.Role, name: str | Path, checkpoint: str | Path | None) -> tuple[str, str, str]:
-    # What a recipe holds of where the weights are: source, SHA-256, architecture.
+    # Source, SHA-256 and architecture of the weights, for a recipe.
     if checkpoint is not None:
         path = Path(checkpoint).absolute()
         network = registry.lookup(str(name), role)[0]
         if network.hub is not None:
-            raise OptionError(f"--sam-checkpoint {checkpoint}: {name} is kept in a folder: give --sam FOLDER alone")
+            raise OptionError(f"--sam-checkpoint {checkpoint}: {name} is a folder: give --sam FOLDER alone")
         return str(path), sha256(path), "" if network.bundled else str(name)
     path = Path(name).absolute()
     if _is_folder(role, name):
@@ -193,7 +192,7 @@ def _source(role: registry.Role, name: str | Path, checkpoint: str | Path | None
         registry.fetch(published)
         return published.name, registry.verify(published) if published.sha256 else sha256(published.path), ""
     if not path.is_file():
-        registry.lookup(str(name), role)  # raises, and names what is known
+        registry.lookup(str(name), role)  # raises an error that lists the known names
     return str(path), sha256(path), ""
 
 
@@ -202,7 +201,7 @@ def _published(role: str, name: str | Path) -> registry.Published | None:
 
 
 def _is_folder(role: registry.Role, name: str | Path) -> bool:
-    # Whether a network is kept in a folder, here or on the hub.
+    # Whether a network is stored as a folder, local or on the hub.
     network = _published(role, name)
     if network is not None:
         return network.hub is not None
@@ -211,7 +210,7 @@ def _is_folder(role: registry.Role, name: str | Path) -> bool:
 
 
 def _in_folder(role: registry.Role, name: str | Path) -> tuple[str, str]:
-    # Source and SHA-256 of a network that is kept in a folder; fetched where it is not here.
+    # Source and SHA-256 of a network stored as a folder, downloaded if necessary.
     words, network = role == "localizer", _published(role, name)
     path = Path(name).absolute()
     if network is None and path.is_dir():
@@ -222,25 +221,25 @@ def _in_folder(role: registry.Role, name: str | Path) -> tuple[str, str]:
 
 
 CONCEPTS = "sam3"
-"""The network that is asked in words where none is chosen."""
+"""Default network for classes in words."""
 
 
 def concept_recipe(name: str | Path | None, asked: Asked, like: Recipe) -> ConceptRecipe:
-    """Decide how a network that segments concepts will be made, wherever that is; downloads it if need be.
+    """The recipe of a network that segments concepts, which is downloaded if necessary.
 
     Parameters
     ----------
     name
         A published network, a folder, or ``OWNER/NAME[@REVISION]`` of the hub; None for `CONCEPTS`.
     like
-        Of the segmenter: both run on the same device, in the same precision and batches.
+        Recipe of the segmenter: both run on the same device, in the same precision and batches.
 
     Raises
     ------
     OptionError
-        If it is a file, or no name of a network that is asked in words.
+        If it is a file, or not the name of a network for classes in words.
     WeightsError
-        If it cannot be had.
+        If it cannot be downloaded.
     """
     name = CONCEPTS if name is None else name
     if not _is_folder("localizer", name):
@@ -253,7 +252,7 @@ def concept_recipe(name: str | Path | None, asked: Asked, like: Recipe) -> Conce
 
 
 def bundled_gsd_range() -> tuple[float, float]:
-    """Finest and coarsest ground sample distance, metres, that both default networks know; read without torch.
+    """Finest and coarsest ground sample distance, metres, that both default networks support; read without torch.
 
     Raises
     ------
@@ -268,18 +267,18 @@ def bundled_gsd_range() -> tuple[float, float]:
             with safe_open(path, framework="np") as file:
                 ranges.append(parse_json(file.metadata()["geolabel"])["gsd_range"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"{path} does not say what it knows ({error}): install geolabel again") from error
+            raise WeightsError(f"{path} does not state its gsd range ({error}): install geolabel again") from error
     finest, coarsest = zip(*ranges, strict=True)
     return max(finest), min(coarsest)
 
 
 def file_of(recipe: Recipe) -> Path:
-    """File or folder of the network that a recipe names, fetched where it is published and not here yet.
+    """File or folder of the network of a recipe; a published network is downloaded if necessary.
 
     Raises
     ------
     WeightsError
-        If it cannot be fetched.
+        If it cannot be downloaded.
     """
     words = isinstance(recipe, ConceptRecipe)
     if (words or recipe.role == "segmenter") and hub.parse_id(recipe.source):
@@ -289,12 +288,12 @@ def file_of(recipe: Recipe) -> Path:
 
 
 def load(recipe: Recipe) -> Localizer | Segmenter:
-    """Make the part that a recipe describes.
+    """Load the part that a recipe describes.
 
     Raises
     ------
     WeightsError
-        If its file is missing, has changed since the recipe was written, or is no such network.
+        If its file is missing, has changed since the recipe was made, or is not such a network.
     """
     keep_freed_memory()
     if isinstance(recipe, DiffusionRecipe):
@@ -334,7 +333,7 @@ def _localizer(recipe: LocalizerRecipe, path: Path) -> Localizer:
 
 
 def maps_of(recipe: Recipe, path: Path) -> tuple[MapNetwork, NetworkInfo]:
-    """The network of a localizer's recipe, whose file is `path`, as its engine runs it; and its description.
+    """The network of a localizer's recipe, in its engine, from the file `path`; and its description.
 
     Raises
     ------
@@ -375,7 +374,7 @@ def _segmenter(recipe: SegmenterRecipe, path: Path) -> Segmenter:
         gsd_range=gsd_range,
         filters=recipe.filters,
         features=recipe.features,
-        # What chooses among candidates, and mosaics of clusters, look at scores.
+        # Selection among candidates, and mosaics of clusters, need scores.
         scores=recipe.clusters is not None or recipe.filters == EVERY_CANDIDATE,
         prompts_per_batch=PROMPTS_CPU if recipe.device == "cpu" else PROMPTS_GPU,
     )
@@ -383,7 +382,7 @@ def _segmenter(recipe: SegmenterRecipe, path: Path) -> Segmenter:
 
 
 def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tuple[float, float]]:
-    # The network of a segmenter's recipe as its engine runs it, and the gsd that it knows.
+    # The network of a segmenter's recipe, in its engine, and its gsd range.
     if path.is_dir():
         from geolabel.models.on_transformers import load_segmenter
 
@@ -403,7 +402,7 @@ def _prompted(recipe: SegmenterRecipe, path: Path) -> tuple[PromptedNetwork, tup
     if is_safetensors(path):
         sam, info = load_own(path, "segmenter")
         if not isinstance(sam, Sam):
-            raise WeightsError(f"{path} calls itself a segmenter and holds a {type(sam).__name__}: give another file")
+            raise WeightsError(f"{path} claims to be a segmenter but holds a {type(sam).__name__}: give another file")
         gsd_range, resize = info.gsd_range, False
     else:
         sam = load_official(path, recipe.architecture)
@@ -423,19 +422,19 @@ def _of_clusters(segmenter: Segmenter, choice: ClusterChoice) -> Segmenter:
 
 
 def describe(path: Path, *, words: bool = False) -> dict[str, Any]:
-    """What weights say of themselves: SHA-256, bytes, number of parameters, description, and graphs beside the file.
+    """Summary of weights: SHA-256, bytes, number of parameters, description, and graphs beside the file.
 
     Parameters
     ----------
     path
         A file, or the folder of a network.
     words
-        Whether it is the network of a folder that reads words.
+        Whether the folder's network reads words.
 
     Raises
     ------
     WeightsError
-        If it is missing, damaged, or holds no network.
+        If it is missing, damaged, or not a network.
     """
     from geolabel.models.checkpoint import is_safetensors, load_checkpoint, official_name, official_state
 

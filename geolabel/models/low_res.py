@@ -1,8 +1,8 @@
-"""Coarse masks judged as if they were enlarged: stability and box, without making their pixels.
+"""Stability and box of coarse masks as if they were enlarged, without computing their pixels.
 
-SAM enlarges the logits of a mask bilinearly, four pixels to a cell, and counts. Between four cells that are all above a
-cut, so are all pixels, and between four that are not, none is: pixels are made only where an edge runs. What comes out
-is what counting all pixels gives, but for logits that are equal to a cut to the last digit.
+SAM enlarges the logits of a mask bilinearly, four pixels per cell, and counts pixels. Between four cells that are all
+above a cut, all pixels are, and between four that are below, none is: only pixels near an edge are computed. The result
+equals that of counting all pixels, except for logits that are equal to a cut to the last digit.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Judged:
     stability: Float32Array
     """(K,) see `geolabel.masks.stability_score`."""
     boxes: Int64Array
-    """(K, 4) first and last column and row of the pixels inside, as x0, y0, x1, y1; x1 is -1 where there is none."""
+    """(K, 4) first and last column and row of the pixels inside, as x0, y0, x1, y1; x1 is -1 if there are none."""
 
 
 def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float) -> Judged:
-    """Judge masks by their coarse logits.
+    """Compute stability and boxes of masks from their coarse logits.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float)
     size
         Height and width of the image, up to ``h * step`` and ``w * step``; its first pixel is in the first cell.
     offset
-        Of the stability, logits.
+        Offset of the stability, in logits.
     """
-    cells = np.pad(logits, ((0, 0), (1, 1), (1, 1)), mode="edge")  # as bilinear interpolation does
+    cells = np.pad(logits, ((0, 0), (1, 1), (1, 1)), mode="edge")  # as in bilinear interpolation
     places = _Places.of(step, size, (logits.shape[1] + 2, logits.shape[2] + 2))
     near = _near(cells, -offset)
     cells, places = cells[:, near[0], near[1]], places.part(*near)
@@ -49,8 +49,8 @@ def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float)
 
 
 def _near(cells: Float32Array, cut: float) -> tuple[slice, slice]:
-    # Rows and columns of cells (K, h, w) that hold all places between cells of which any mask exceeds a cut somewhere,
-    # and one more at the end, which has no place: beyond, none exceeds it.
+    # Rows and columns of cells (K, h, w) that include all places between cells of which any mask exceeds a cut,
+    # and one more at the end, which has no place.
     above: BoolArray = np.asarray((cells > cut).any(axis=0))
     spans = []
     for axis in (1, 0):
@@ -61,16 +61,16 @@ def _near(cells: Float32Array, cut: float) -> tuple[slice, slice]:
 
 @dataclass(frozen=True)
 class _Places:
-    """The places between two by two cells, each numbered as the cell above left: pixels, and what they are made of."""
+    """The places between two by two cells, numbered by the upper left cell, with their pixels."""
 
     step: int
     weights: Float32Array
-    """(4, step^2) of the cells above left, above right, below left and below right, by pixel."""
+    """(4, step^2) weights of the upper left, upper right, lower left and lower right cell, by pixel."""
     rows: BoolArray
-    """(h, step) which rows of pixels are in the image; none of the last place, which has no cell below."""
+    """(h, step) whether rows of pixels are in the image; false for the last place, which has no cell below."""
     cols: BoolArray
     area: Float32Array
-    """(h, w) pixels of each place that are in the image."""
+    """(h, w) number of pixels of each place in the image."""
     first: tuple[int, int] = (0, 0)
     """Row and column, in the image, of the first pixel of the first place."""
 
@@ -86,7 +86,7 @@ class _Places:
     @staticmethod
     @lru_cache(maxsize=8)
     def of(step: int, size: tuple[int, int], count: tuple[int, int]) -> _Places:
-        """Of `count` rows and columns of cells."""
+        """The places of `count` rows and columns of cells."""
         after = ((np.arange(step) + 0.5) / step).astype(np.float32)
         along = np.stack([1 - after, after])
         weights = np.einsum("ai,bj->abij", along, along).reshape(4, step**2)
@@ -97,10 +97,11 @@ class _Places:
         return _Places(step, weights, rows, cols, area, (-(step // 2), -(step // 2)))
 
     def found(self, cells: Float32Array, cut: float) -> tuple[BoolArray, Int64Array, BoolArray]:
-        """Where all pixels exceed the cut (K, h, w), the places where some may (N,), and which (N, step, step)."""
+        """Places where all pixels exceed the cut (K, h, w), places where some may (N,), and which (N, step, step)."""
         above, width = (cells > cut).ravel(), cells.shape[2]
         some, every = above.copy(), above.copy()
-        # Runs over the ends of rows and of masks, where no pixel is: lines of a few cells would take ten times as long.
+        # Processes rows and masks in one pass; places across their ends have no pixels. Short rows would be 10 times
+        # slower.
         for shift in (1, width):
             some[:-shift] |= some[shift:]
             every[:-shift] &= every[shift:]
@@ -116,7 +117,7 @@ class _Places:
 
 
 def _count(cells: Float32Array, cut: float, places: _Places) -> Int64Array:
-    # (K,) pixels that exceed a cut
+    # (K,) number of pixels above a cut
     every, edge, inside = places.found(cells, cut)
     area, full = places.area.ravel(), places.step**2
     at_frame = np.flatnonzero((area > 0) & (area < full))
@@ -146,7 +147,7 @@ def _boxes(cells: Float32Array, places: _Places) -> Int64Array:
 
 
 def cell_shares(cells: int, pixels: int, step: float) -> Float32Array:
-    """(cells, pixels) how much of each pixel is in each cell of `step` pixels."""
+    """(cells, pixels) share of each pixel in each cell of `step` pixels."""
     edges, low = np.arange(cells + 1) * step, np.arange(pixels)
     shared = np.minimum(edges[1:, None], low + 1) - np.maximum(edges[:-1, None], low)
     shares: Float32Array = shared.clip(min=0).astype(np.float32)

@@ -1,7 +1,7 @@
-"""How the networks that ship did on real scenes, by the size of their pixels: what ``geolabel bench quality`` measured.
+"""Accuracy of the bundled networks on real scenes by pixel size, as measured with ``geolabel bench quality``.
 
-The figures are kept beside the weights that they are of, and nowhere else: the help and the warnings of a run are made
-from them, and ``geolabel bench card`` writes them again with the model cards.
+The figures are stored only beside the weights they were measured with: help texts and warnings are made from them, and
+``geolabel bench card`` updates them with the model cards.
 """
 
 from __future__ import annotations
@@ -19,65 +19,65 @@ from geolabel.errors import WeightsError
 from geolabel.parsing import read_json
 
 REACH = 2.0
-"""How many times finer or coarser than the pixels of a set its figures still say something."""
+"""Maximum ratio between a pixel size and those of a set for its figures to apply."""
 
 
 @dataclass(frozen=True)
 class SetFigures:
-    """One set of real scenes that no training saw."""
+    """A set of real scenes that was not used in training."""
 
     data: str
     gsd_m: tuple[float, float]
     """Metres per pixel of the finest and the coarsest scene."""
     f1: float
-    """Of the area of the polygons."""
+    """F1 of the area of the polygons."""
     peers: Mapping[str, float] = field(default_factory=dict)
-    """F1 of baselines, which need no network, by name."""
+    """F1 of baselines without a network, by name."""
     narrow_px: int | None = None
     """Width in pixels below which landslides count as narrow."""
     narrow: int = 0
-    """How many are."""
+    """Number of narrow landslides."""
     narrow_found: float = 0.0
     """Share of these that is found."""
 
     @property
     def best_baseline(self) -> tuple[str, float]:
-        """The best baseline and its F1; an empty name and 0 without any."""
+        """Name and F1 of the best baseline; empty and 0 without any."""
         return max(self.peers.items(), key=lambda one: one[1], default=("", 0.0))
 
     @property
     def size(self) -> str:
-        """Of its pixels, in words."""
+        """Pixel sizes, as text."""
         low, high = self.gsd_m
         return f"{low:g} m" if low == high else f"{low:g} to {high:g} m"
 
     def distance(self, gsd: float) -> float:
-        """How much finer or coarser than all of its scenes pixels of `gsd` metres are: a logarithm; 0 among them."""
+        """Log ratio of `gsd` metres to the nearest pixel size of its scenes; 0 within their range."""
         low, high = self.gsd_m
         return max(math.log(low / gsd), math.log(gsd / high), 0.0)
 
     @property
     def worth_it(self) -> bool:
-        """Whether the networks do better than the best baseline."""
+        """Whether the networks are better than the best baseline."""
         return self.f1 > self.best_baseline[1]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of networks, by the SHA-256 of their weights."""
+    """Figures of networks, identified by the SHA-256 of their weights."""
 
     networks: Mapping[str, str]
     """SHA-256 by role."""
     sets: tuple[SetFigures, ...]
 
     def near(self, gsd: float) -> list[SetFigures]:
-        """The sets whose pixels are nearest in size to `gsd` metres; none where all are much finer or coarser."""
+        """The sets with pixel sizes nearest to `gsd` metres; empty if all differ too much."""
         least = min((one.distance(gsd) for one in self.sets), default=math.inf)
         reached = least <= math.log(REACH) + 1e-9
         return [one for one in self.sets if reached and one.distance(gsd) <= least + 1e-9]
 
     def caution(self, gsd: float) -> str | None:
-        """What someone with pixels of `gsd` metres should know; None where the networks did well at that size."""
+        """A warning for pixels of `gsd` metres; None if the networks did well at that size."""
         if not self.sets:
             return None
         near = self.near(gsd)
@@ -85,7 +85,7 @@ class Measured:
             finest, coarsest = min(one.gsd_m[0] for one in self.sets), max(one.gsd_m[1] for one in self.sets)
             return (
                 f"pixels of {gsd:.3g} m: the bundled networks were measured on scenes of {finest:g} to {coarsest:g} m, "
-                "none of them near this; they may miss what there is, or take other ground for it"
+                "none of them near this; they may miss landslides, or detect other ground"
             )
         bad = [one for one in near if not one.worth_it]
         if not bad:
@@ -113,7 +113,7 @@ class Measured:
     def markdown(self) -> str:
         """All sets as a table, for the README."""
         lines = [
-            "| real scenes that no training saw | pixels | F1 of geolabel | best threshold on colour |",
+            "| real scenes not used in training | pixels | F1 of geolabel | best threshold on colour |",
             "|---|---|---|---|",
         ]
         for one in sorted(self.sets, key=lambda one: one.gsd_m):
@@ -123,24 +123,24 @@ class Measured:
 
 
 MEASURED = "measured.json"
-"""Name of the file of figures, beside the weights that they are of."""
+"""Name of the file of figures, beside the weights."""
 
 
 def shipped() -> Path:
-    """Where the figures of the networks that come with geolabel are."""
+    """Path of the figures of the bundled networks."""
     return Path(str(resources.files("geolabel.weights") / MEASURED))
 
 
 @lru_cache(maxsize=1)
 def of_bundled() -> Measured:
-    """Figures of the networks that come with geolabel."""
+    """Figures of the bundled networks."""
     return load_measured(shipped())
 
 
 def caution(gsd: float, networks: Mapping[str, str]) -> str | None:
-    """What someone with pixels of `gsd` metres should know of networks, by the SHA-256 of their weights.
+    """A warning for pixels of `gsd` metres, for networks given by the SHA-256 of their weights.
 
-    None where they did well at that size, or nothing is known of them.
+    None if they did well at that size, or no figures are known.
     """
     found = of_bundled()
     return found.caution(gsd) if dict(found.networks) == dict(networks) else None
@@ -152,7 +152,7 @@ def load_measured(path: Path) -> Measured:
     Raises
     ------
     WeightsError
-        If the file is missing or holds no such figures.
+        If the file is missing or does not hold figures.
     """
     try:
         values = read_json(path)
@@ -163,11 +163,11 @@ def load_measured(path: Path) -> Measured:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): install geolabel again") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path} holds no figures ({error}): make it again with geolabel bench card") from error
+        raise WeightsError(f"{path} has no figures ({error}): write it again with geolabel bench card") from error
 
 
 def save_measured(path: Path, networks: Mapping[str, str], sets: Sequence[SetFigures]) -> None:
-    """Write figures as JSON; the file appears when it is whole."""
+    """Write figures as JSON; the file appears when it is complete."""
     from geolabel.outputs import replacing
 
     values: dict[str, Any] = {"networks": dict(networks), "sets": [asdict(one) for one in sets]}

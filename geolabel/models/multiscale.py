@@ -1,7 +1,7 @@
-"""Class activation of chips: several scales and mirrored views, and what is known of a chip as a whole.
+"""Class activation of chips: several scales and mirrored views, and known labels.
 
-A chip that is known to show a class may have its map divided by its own maximum (eq. 1 of APSAM); one that does not
-show it must have no map of it at all.
+The map of a chip that is known to show a class may be divided by its own maximum (eq. 1 of APSAM); a chip that does not
+show it must have no activation.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from geolabel.parts import Localizer
 from geolabel.types import BoolArray, UInt8Array
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
-"""Of the released code of APSAM and S2C."""
+"""Scales in the released code of APSAM and S2C."""
 
 
 class MapModule(nn.Module):
-    """A network of another engine, as a module on the CPU."""
+    """A network of another engine, as a torch module on the CPU."""
 
     def __init__(self, maps: MapNetwork) -> None:
         super().__init__()
@@ -43,15 +43,15 @@ class MapModule(nn.Module):
 
 
 class MultiscaleLocalizer:
-    """A classifier whose head is linear, as a `parts.Localizer` of single chips of any size.
+    """A classifier with a linear head, as a `parts.Localizer` of single chips of any size.
 
     Parameters
     ----------
     network, info
         See `models.cam.CamLocalizer`.
     zoom
-        Enlargement of every chip before anything else: the middle of those that the network was trained at. By default
-        what its description says.
+        Enlargement of every chip before anything else; by default that of its description, the middle of the
+        enlargements in training.
     scales, flip
         Views whose maps are summed.
     device, precision
@@ -85,16 +85,16 @@ class MultiscaleLocalizer:
 
     @property
     def window(self) -> int:
-        """Side in pixels of the chips' own that it was trained on."""
+        """Side of its training chips, in their own pixels."""
         return max(1, round(self._info.window / self._zoom))
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return self._info.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
-        """Activations of images (H, W, 3), each at the size of its image, its maximum 1 where it has a positive one."""
+        """Activations of images (H, W, 3), each at the size of its image, with maximum 1 if any value is positive."""
         with forward(self._device, self._precision):
             return [self._activation(image) for image in images]
 
@@ -125,11 +125,11 @@ class MultiscaleLocalizer:
 
 @dataclass(frozen=True)
 class LabelledLocalizer:
-    """A localizer of known chips, whose maps of the classes that a chip does not show are 0."""
+    """A localizer of labelled chips; maps of classes that a chip does not show are 0."""
 
     localizer: Localizer
     shows: BoolArray
-    """(N, C) of the images of a call, or (C,) of every one."""
+    """(N, C) labels of the images of a call, or (C,) for all."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -138,17 +138,17 @@ class LabelledLocalizer:
 
     @property
     def window(self) -> int:
-        """Of the localizer."""
+        """That of the wrapped localizer."""
         return self.localizer.window
 
     @property
     def stride(self) -> int:
-        """Of the localizer."""
+        """That of the wrapped localizer."""
         return self.localizer.stride
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Of the localizer."""
+        """That of the wrapped localizer."""
         return self.localizer.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:

@@ -1,10 +1,10 @@
-"""Images copied to the device of a network, and masks made there, each with one copy for a whole batch of images.
+"""Image upload to the device of a network, and masks computed there, each with one copy per batch of images.
 
-Images travel as they are, 8 bits a value, and are resized and normalised on the device. A CUDA device copies them from
-pinned memory by itself.
+Images are copied as 8-bit values, and resized and normalised on the device. For CUDA they are copied asynchronously
+from pinned memory.
 
-Choice, stability and scores are those of `geolabel.models.sam.SamSegmenter`, as operations of tensors that wait for no
-result. Each answer is packed as bytes; the host waits once, for all answers of a batch together.
+Selection, stability and scores equal those of `geolabel.models.sam.SamSegmenter`, as tensor operations without
+synchronisation. Answers are packed as bytes; the host waits once for all answers of a batch.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from geolabel.prompts import Prompts
 from geolabel.types import Float32Array, Int64Array, UInt8Array
 
 ENLARGED = 16
-"""Masks that have logits at the size of the image at a time; their scores take a quarter of that."""
+"""Number of masks with logits at the size of the image at a time; their scores need a quarter of that memory."""
 
 
 def pinned(images: Sequence[UInt8Array]) -> list[UInt8Array]:
-    """Copies of images (H, W, 3) in memory that a CUDA device reads by itself.
+    """Copies of images (H, W, 3) in pinned memory, which a CUDA device can read.
 
-    They have to outlive the call of the network that is given them.
+    They must outlive the call of the network.
     """
     return [view.numpy() for view in _views(_gathered(images, pin=True), images)]
 
 
 def upload(images: Sequence[UInt8Array], device: str) -> list[Tensor]:
-    """Images (H, W, 3) on a device, as they are; the host does not wait for a CUDA device to have copied them."""
+    """Images (H, W, 3) on a device, unchanged; the copy to a CUDA device is asynchronous."""
     cuda = device.startswith("cuda")
     if cuda and all(image.flags.c_contiguous and torch.from_numpy(image).is_pinned() for image in images):
         return [torch.from_numpy(image).to(device, non_blocking=True) for image in images]
@@ -64,11 +64,11 @@ class Packed:
     content: Tensor
     """(n,) bytes."""
     unpack: Callable[[UInt8Array], Masks]
-    """Makes the masks of the bytes, on the host."""
+    """Decodes the bytes to masks, on the host."""
 
 
 def fetch(network: PromptedNetwork, packed: Sequence[Packed]) -> list[Masks]:
-    """Bring the masks of several images to the host, in one copy."""
+    """Copy the masks of several images to the host at once."""
     if not packed:
         return []
     content = network.host(torch.cat([one.content for one in packed]))
@@ -81,7 +81,7 @@ class Answered:
     """Some prompts of an image, and their masks on a device."""
 
     rows: Int64Array
-    """(K,) of the prompts."""
+    """(K,) indices of the prompts."""
     scores: Tensor
     """(K, H, W)"""
     figures: Tensor
@@ -98,12 +98,12 @@ def answered(
     first_token: int,
     size: tuple[int, int],
 ) -> Answered:
-    """Choose among the candidates (K, T, h, w) of prompts by their predicted IoU (K, T), and make the masks.
+    """Select among the candidates (K, T, h, w) of prompts by predicted IoU (K, T), and compute the masks.
 
     Parameters
     ----------
     chosen
-        The candidate that answers; None for the one of the highest predicted IoU.
+        The candidate to use; None for the one with the highest predicted IoU.
     first_token
         Number of the mask token of the first candidate.
     size
@@ -123,7 +123,7 @@ def answered(
 
 
 def pack(prompts: Prompts, size: tuple[int, int], parts: Sequence[Answered]) -> Packed:
-    """The masks of the prompts of one image, answered in parts."""
+    """The masks of the prompts of one image, from answers in parts."""
     figures = torch.cat([part.figures for part in parts]).contiguous().view(torch.uint8).flatten()
     content = torch.cat([figures, *(part.scores.flatten() for part in parts)])
     order = np.concatenate([part.rows for part in parts])
@@ -131,7 +131,7 @@ def pack(prompts: Prompts, size: tuple[int, int], parts: Sequence[Answered]) -> 
     def unpack(given: UInt8Array) -> Masks:
         count = len(order)
         table = given[: 12 * count].copy().view(np.float32).reshape(count, 3)
-        where = np.argsort(order)  # parts come kind by kind
+        where = np.argsort(order)  # parts are grouped by kind of prompt
         return Masks(
             scores=given[12 * count :].reshape(count, *size)[where],
             predicted_iou=table[where, 0],
@@ -144,7 +144,7 @@ def pack(prompts: Prompts, size: tuple[int, int], parts: Sequence[Answered]) -> 
 
 
 def enlarge(network: PromptedNetwork, low_res: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (K, H, W) of coarse masks (K, h, w) at the size of their image, as ``Sam.postprocess_masks`` does it."""
+    """Logits (K, H, W) of coarse masks (K, h, w) at the size of their image, like ``Sam.postprocess_masks``."""
     if network.stretches:
         return interpolate(low_res[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     frame = network.frame_size(size)
@@ -156,10 +156,10 @@ def enlarge(network: PromptedNetwork, low_res: Tensor, size: tuple[int, int]) ->
 
 
 def quantise(logits: Tensor) -> Tensor:
-    """Scores 0..254 of logits, as `geolabel.masks.quantise_logits` makes them."""
+    """Scores 0..254 of logits, like `geolabel.masks.quantise_logits`."""
     scores = (FULL / (1 + torch.exp(-logits.float()))).round()
     scores = torch.where(scores < FAINT, 0, scores)
-    scores = scores - ((scores == EDGE) & (logits < 0)).float()  # rounded over the edge
+    scores = scores - ((scores == EDGE) & (logits < 0)).float()  # rounded across the edge
     return scores.to(torch.uint8)
 
 
@@ -167,11 +167,11 @@ def quantise(logits: Tensor) -> Tensor:
 
 
 EVERYTHING = 64
-"""Masks of everything mode that have logits at the size of the image at a time."""
+"""Number of masks of everything mode with logits at the size of the image at a time."""
 
 
 def enlarged(network: PromptedNetwork, low_res: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """Logits of `EVERYTHING` masks at a time at the size of their image, and which they are."""
+    """Logits at the size of their image, for `EVERYTHING` masks at a time, with their indices."""
     for start in range(0, len(low_res), EVERYTHING):
         rows = slice(start, min(start + EVERYTHING, len(low_res)))
         yield rows, enlarge(network, low_res[rows], size)
@@ -180,7 +180,7 @@ def enlarged(network: PromptedNetwork, low_res: Tensor, size: tuple[int, int]) -
 def judge(
     network: PromptedNetwork, low_res: Tensor, size: tuple[int, int], offset: float, *, scored: bool = False
 ) -> Tensor:
-    """(M, 5) stability and box of coarse masks (M, h, w), see `boxes_of`; (M, 9) with the box of what scores."""
+    """(M, 5) stability and box of coarse masks (M, h, w), see `boxes_of`; (M, 9) with the box of non-zero scores."""
     found = [low_res.new_zeros((0, 9 if scored else 5))]
     for _, logits in enlarged(network, low_res, size):
         inner, outer = ((logits > cut).sum(dim=(1, 2)) for cut in (offset, -offset))
@@ -198,13 +198,13 @@ def pack_everything(
     cells: Tensor | None,
     step: tuple[float, float],
 ) -> Packed:
-    """Masks of everything mode with their pixels, and with features where `cells` are given.
+    """Masks of everything mode with their pixels, and with features if `cells` are given.
 
     Parameters
     ----------
     low_res : (M, h, w)
     masks
-        M masks with scores of 0, which are drawn on the host.
+        M masks with scores of 0, which are filled on the host.
     cells, step
         See `geolabel.models.everything.pool`.
     """
@@ -229,7 +229,7 @@ def pack_everything(
 
 
 def _pool(embedding: Tensor, masks: Tensor, step: tuple[float, float]) -> Tensor:
-    # As `geolabel.models.everything.pool`.
+    # Like `geolabel.models.everything.pool`.
     rows, cols = (
         torch.from_numpy(cell_shares(*each)).to(masks.device)
         for each in zip(embedding.shape[1:], masks.shape[1:], step, strict=True)
@@ -241,12 +241,12 @@ def _pool(embedding: Tensor, masks: Tensor, step: tuple[float, float]) -> Tensor
 
 @dataclass(frozen=True)
 class Crops:
-    """Masks of an image, each within its box: what everything mode brings to the host."""
+    """Masks of an image, each cropped to its box: the form in which everything mode copies them to the host."""
 
     boxes: Float32Array
     """(M, 4) first and last column and row, as x0, y0, x1, y1; see `boxes_of`."""
     scores: bool
-    """Whether scores are copied, a byte each. If not, bits: whether the pixels are inside."""
+    """Whether scores are copied, a byte each; otherwise bits, whether pixels are inside."""
 
     def of(self, logits: Tensor, rows: slice) -> Tensor:
         """(n,) scores or flags of the masks (K, H, W) of some rows."""
@@ -255,7 +255,7 @@ class Crops:
         return torch.cat(crops)
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
-        """Bytes of all masks; the first pixel is the highest bit, as ``numpy.packbits`` has it."""
+        """Bytes of all masks; the first pixel is the highest bit, as in ``numpy.packbits``."""
         flags = torch.cat(list(parts))
         if self.scores:
             return flags
@@ -278,7 +278,7 @@ class Crops:
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """(K, 4) first and last column and row of boolean masks (K, H, W); of an empty one, a last column of -1."""
+    """(K, 4) first and last column and row of boolean masks (K, H, W); an empty one has a last column of -1."""
     boxes = batched_mask_to_box(masks).float()
     some = masks.flatten(1).any(dim=1)
     last = torch.where(some, boxes[:, 2], -1.0)

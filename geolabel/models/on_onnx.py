@@ -1,8 +1,8 @@
-"""Networks that ONNX Runtime runs, each call on one thread.
+"""Networks run by ONNX Runtime, with one thread per call.
 
-Beside the weights of a network, ``NAME.safetensors``, are its graphs: ``NAME.onnx``, or of a segmenter
-``NAME-encoder.onnx`` and ``NAME-decoder.onnx``. A graph has no weights, it names them: those of the safetensors file go
-in when it is loaded. So weights ship once, both engines read the same, and a graph depends on the architecture alone.
+Beside the weights of a network, ``NAME.safetensors``, are its graphs: ``NAME.onnx``, or for a segmenter
+``NAME-encoder.onnx`` and ``NAME-decoder.onnx``. A graph contains the names of weights only; those of the safetensors
+file are inserted on loading. So weights ship once for both engines, and a graph depends on the architecture only.
 `geolabel.training.graphs` writes them.
 """
 
@@ -37,17 +37,17 @@ from geolabel.parsing import parse_json
 from geolabel.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 KEY = "geolabel"
-"""Where a graph says, as JSON in its metadata, of which ``architecture`` it is, to which ``multiple`` the sides of an
-image are padded, and its ``stride``: image pixels per cell of what it answers."""
+"""Metadata key of a graph, with JSON: its ``architecture``, the ``multiple`` to which image sides are padded, and its
+``stride``, image pixels per output cell."""
 
 PARTS = 16
-"""Of a cell of an embedding, in a mask."""
+"""Mask cells per embedding cell."""
 
-AGAIN = "make it again with geolabel train graphs"
+AGAIN = "write it again with geolabel train graphs"
 
 
 def read_graph(path: Path, weights: Mapping[str, Float32Array]) -> onnx.ModelProto:
-    """Read a graph and put the weights in that it names.
+    """Read a graph and insert the weights it names.
 
     Raises
     ------
@@ -59,46 +59,46 @@ def read_graph(path: Path, weights: Mapping[str, Float32Array]) -> onnx.ModelPro
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist: {AGAIN}") from error
     except (DecodeError, OSError) as error:
-        raise WeightsError(f"{path} is no ONNX graph ({error}): {AGAIN}") from error
+        raise WeightsError(f"{path} is not an ONNX graph ({error}): {AGAIN}") from error
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             weight = weights.get(tensor.name)
             if weight is None or list(weight.shape) != list(tensor.dims):
-                raise WeightsError(f"{path} names the weight {tensor.name}, which the file beside it lacks: {AGAIN}")
+                raise WeightsError(f"{path} needs the weight {tensor.name}, which the file beside it lacks: {AGAIN}")
             tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
     return model
 
 
 def facts_of(model: onnx.ModelProto) -> dict[str, Any]:
-    """What a graph says of itself under `KEY`."""
+    """Metadata of a graph under `KEY`."""
     facts: dict[str, Any] = parse_json(next((prop.value for prop in model.metadata_props if prop.key == KEY), "{}"))
     return facts
 
 
 def is_graph(path: Path) -> bool:
-    """Whether a file is a graph without weights; an ONNX file that `geolabel.models.exports` writes is none."""
+    """Whether a file is a graph without weights, unlike ONNX files written by `geolabel.models.exports`."""
     try:
         return bool(facts_of(onnx.load_model(path, load_external_data=False)))
-    except (DecodeError, OSError, ValueError):  # damaged, or another program wrote it
+    except (DecodeError, OSError, ValueError):  # damaged, or written by another program
         return False
 
 
 class _Graph:
-    """A graph with weights, ready to run.
+    """A loaded graph with weights.
 
     Parameters
     ----------
     path
         ONNX file.
     weights
-        By name.
+        Weights by name.
     info
-        Of the network that it has to be a graph of.
+        Description of the network that it must be a graph of.
 
     Raises
     ------
     WeightsError
-        If it is missing, damaged, or another network's.
+        If it is missing, damaged, or of another network.
     """
 
     def __init__(self, path: Path, weights: Mapping[str, Float32Array], info: NetworkInfo) -> None:
@@ -108,21 +108,21 @@ class _Graph:
             raise WeightsError(f"{path} is the graph of another network than the weights beside it: {AGAIN}")
         self.multiple, self.stride = int(facts["multiple"]), int(facts["stride"])
         options = onnxruntime.SessionOptions()
-        # One thread: sums are then in the same order on every machine, and calls side by side use the others.
+        # One thread: sums have the same order on every machine, and parallel calls use the other cores.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.use_deterministic_compute = True
-        options.log_severity_level = 4  # what goes wrong is raised too
+        options.log_severity_level = 4  # errors are raised as well
         try:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # what ONNX Runtime raises has no class of its own
-            raise WeightsError(f"{path} is no graph that ONNX Runtime can run ({error}): {AGAIN}") from error
+        except Exception as error:  # ONNX Runtime raises plain exceptions
+            raise WeightsError(f"{path} is not a graph that ONNX Runtime can run ({error}): {AGAIN}") from error
         outputs = self._session.get_outputs()
         self._outputs = [output.name for output in outputs]
         self.last = outputs[0].shape[-1]
-        """Size of the last axis of what it answers first, where that is fixed."""
+        """Size of the last axis of its first output, if fixed."""
 
     def __call__(self, **inputs: AnyArray) -> list[Float32Array]:
         """Outputs of inputs by name."""
@@ -133,22 +133,22 @@ class _Graph:
 def _graphs(path: Path, kind: str, graphs: str = "") -> tuple[list[_Graph], dict[str, Float32Array], NetworkInfo]:
     arrays, info = load_arrays(path)
     if info.kind != kind:
-        raise WeightsError(f"{path} holds a {info.kind}, a {kind} is needed: give another file")
+        raise WeightsError(f"{path} holds a {info.kind}, but a {kind} is needed: give another file")
     return [_Graph(file, arrays, info) for file in graph_files(path, graphs or kind)], arrays, info
 
 
 class OnnxMaps:
-    """A localizer, as a `engines.MapNetwork`.
+    """A localizer, as an `engines.MapNetwork`.
 
     Parameters
     ----------
     path
-        Of its weights.
+        File of its weights.
 
     Raises
     ------
     WeightsError
-        If they or the graph beside them are missing or damaged, or something else.
+        If the weights or the graph beside them are missing, damaged, or something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,24 +162,24 @@ class OnnxMaps:
 
 
 class OnnxSam:
-    """A segmenter of geolabel, as a `engines.PromptedNetwork`. Images keep their pixels.
+    """A segmenter of geolabel, as an `engines.PromptedNetwork`. Images keep their resolution.
 
     Parameters
     ----------
     path
-        Of its weights.
+        File of its weights.
     batch
         Images per call of the encoder.
 
     Raises
     ------
     WeightsError
-        If they or a graph beside them are missing or damaged, or something else.
+        If the weights or a graph beside them are missing, damaged, or something else.
     """
 
     apart = False
     graphs = "segmenter"
-    """Which of its graphs run, see `engines.GRAPHS`."""
+    """Which of its graphs are used, see `engines.GRAPHS`."""
 
     def __init__(self, path: Path, *, batch: int = 1) -> None:
         (self._encoder, *self._decoders), _, self.info = _graphs(path, "segmenter", self.graphs)
@@ -191,11 +191,11 @@ class OnnxSam:
         self.cells = self.window // self._encoder.stride
 
     def running(self) -> AbstractContextManager[None]:
-        """Nothing has to be prepared."""
+        """No context is needed."""
         return nullcontext()
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size itself."""
+        """The size unchanged."""
         return size
 
     def encode(self, images: Sequence[UInt8Array]) -> Float32Array:
@@ -207,7 +207,7 @@ class OnnxSam:
         return self._encoder(images=frames)[0][: len(images)]
 
     def features(self, embedding: Float32Array) -> Float32Array:
-        """The embedding itself."""
+        """The embedding unchanged."""
         return embedding
 
     def decode(
@@ -221,17 +221,17 @@ class OnnxSam:
         return masks[:, kept], quality[:, kept]
 
     def enlarge(self, logits: Float32Array, size: tuple[int, int]) -> Float32Array:
-        """Logits (h, w) at another size, bilinearly."""
-        # Columns first: the few rows of cells then become rows of pixels by copies of whole lines.
+        """Logits (h, w) at another size, bilinear."""
+        # Columns first: the few rows of cells then become rows of pixels by copying whole lines.
         return _along(_along(logits.T, size[1]).T, size[0])
 
     def host(self, array: AnyArray) -> AnyArray:
-        """The same."""
+        """The array unchanged."""
         return array
 
 
 class OnnxEverything(OnnxSam):
-    """The same network for many prompts of an image, as a `engines.SelectiveNetwork`.
+    """The same network for many prompts of an image, as an `engines.SelectiveNetwork`.
 
     Its decoder is that of `geolabel.models.nets.folded`.
     """
@@ -286,14 +286,14 @@ class OnnxEverything(OnnxSam):
 
 
 def _unfold(masks: Float32Array, out: Float32Array) -> None:
-    # As `geolabel.models.nets.folded.unfold_masks` does, into (M, 4 h, 4 w).
+    # Like `geolabel.models.nets.folded.unfold_masks`, into (M, 4 h, 4 w).
     rows, cols = out.shape[1] // 4, out.shape[2] // 4
     parts = masks.reshape(len(masks), rows, cols, 2, 2, 2, 2).transpose(0, 1, 3, 5, 2, 4, 6)
     out[...] = parts.reshape(out.shape)
 
 
 def _along(values: Float32Array, size: int) -> Float32Array:
-    # The first axis at another size: what each pixel is made of follows from where its centre is among those of cells.
+    # The first axis at another size: weights follow from the pixel's centre relative to those of cells.
     count = len(values)
     centre = np.clip((np.arange(size) + 0.5) * (count / size) - 0.5, 0, count - 1)
     before = np.minimum(centre.astype(np.int64), max(0, count - 2))

@@ -1,4 +1,4 @@
-"""Networks that PyTorch runs."""
+"""Networks run by PyTorch."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 
 class TorchMaps:
-    """A classifier whose head is linear, as a `engines.ImageMapNetwork`.
+    """A classifier with a linear head, as an `engines.ImageMapNetwork`.
 
     Parameters
     ----------
     network
-        Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``; is moved to `device` and set to evaluate.
+        Maps (N, 3, H, W) normalised pixels to raw maps ``theta^T F``; it is moved to `device` and set to evaluation.
     device, precision
         A torch device; see `geolabel.devices.Precision`.
     """
 
     def __init__(self, network: PyramidLocalizer | Classifier, *, device: str = "cpu", precision: str = "fp32") -> None:
-        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        # Convolutions are fastest in channels-last layout; the first one converts its input.
         self._network = network.to(device).to(memory_format=torch.channels_last).eval()
         self._device, self._precision = device, precision
         self.apart = torch.device(device).type != "cpu"
@@ -79,28 +79,28 @@ class TorchMaps:
 
 
 class OnDevice:
-    """What all networks of the Segment Anything shape have that PyTorch runs on some device in some precision."""
+    """Common base of networks of the Segment Anything shape that PyTorch runs."""
 
     def __init__(self, device: str, precision: str) -> None:
         self.apart = torch.device(device).type != "cpu"
         self._device, self._precision = device, precision
 
     def running(self) -> AbstractContextManager[None]:
-        """Without gradients, in the precision asked for."""
+        """Without gradients, in the requested precision."""
         return forward(self._device, self._precision)
 
     def _decoding(self) -> AbstractContextManager[Any]:
-        # In bf16 the predicted IoU of candidates is too coarse to choose by: on a GPU the decoder is left in single
-        # precision, whose products are TF32 there.
+        # In bf16 the predicted IoU of candidates is too coarse for selection: on a GPU the decoder stays in single
+        # precision, with TF32 products.
         rounded = self.apart and self._precision == "bf16"
         return torch.autocast(torch.device(self._device).type, enabled=False) if rounded else nullcontext()
 
     def enlarge(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (h, w) at another size, bilinearly."""
+        """Logits (h, w) at another size, bilinear."""
         return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
     def host(self, array: Tensor) -> AnyArray:
-        """The same as a NumPy array."""
+        """The values as a NumPy array."""
         values: AnyArray = array.cpu().numpy()
         return values
 
@@ -109,23 +109,23 @@ class OnDevice:
 
 
 class TorchSam(OnDevice):
-    """A SAM-shaped network, as a `engines.PromptedNetwork`.
+    """A SAM-shaped network, as an `engines.PromptedNetwork`.
 
     Parameters
     ----------
     sam
-        Is moved to `device` and set to evaluate.
+        It is moved to `device` and set to evaluation.
     resize
-        Whether images are first enlarged until their longest side is the encoder's. If not, they keep their pixels and
-        are padded with zeros at the bottom and the right.
+        Whether images are first scaled so that their longest side is the encoder's. If not, they keep their resolution
+        and are padded with zeros at the bottom and right.
     device, precision
         A torch device; see `geolabel.devices.Precision`. Positions of prompts are always encoded in single precision,
-        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so,
-        and the decoder computes in TF32.
+        since eight bits cannot distinguish neighbouring pixels. In ``bf16`` on a GPU, the encoder's weights are stored
+        as bf16, and the decoder computes in TF32.
     batch
         Images per call of the encoder.
     compile_encoder
-        Whether torch.compile makes the encoder, for calls of one shape: all are then of `batch` images.
+        Whether to compile the encoder with torch.compile, for a fixed shape: all calls then have `batch` images.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class TorchSam(OnDevice):
     ) -> None:
         super().__init__(device, precision)
         self.sam = sam.to(device).eval()
-        # Convolutions run fastest with the channels of a pixel side by side; the first one brings its input there.
+        # Convolutions are fastest in channels-last layout; the first one converts its input.
         self.sam.image_encoder.to(memory_format=torch.channels_last)
         self.window = int(sam.image_encoder.img_size)
         self.cells = int(sam.prompt_encoder.image_embedding_size[0])
@@ -157,7 +157,7 @@ class TorchSam(OnDevice):
             self._positions = sam.prompt_encoder.get_dense_pe()
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width that an image of some height and width has in the encoder's frame."""
+        """Height and width of an image in the encoder's frame."""
         if self.resize is None:
             return size
         frame: tuple[int, int] = self.resize.get_preprocess_shape(*size, self.window)
@@ -166,7 +166,7 @@ class TorchSam(OnDevice):
     def encode(self, images: Sequence[UInt8Array]) -> Tensor:
         """Embeddings (N, D, h, w) of up to `batch` images (H, W, 3).
 
-        As Sam.preprocess does: normalised, then padded with zeros, so that the padding is the mean colour.
+        Like Sam.preprocess: normalised, then padded with zeros, so that the padding is the mean colour.
         """
         count = self.batch if self._one_shape else bucket(len(images), self.batch)
         frames = torch.empty((count, 3, self.window, self.window), device=self._device)
@@ -180,11 +180,11 @@ class TorchSam(OnDevice):
         return embeddings[: len(images)].float()
 
     def features(self, embedding: Tensor) -> Tensor:
-        """The embedding itself."""
+        """The embedding unchanged."""
         return embedding
 
     def _pixels(self, images: Sequence[UInt8Array]) -> Iterator[Tensor]:
-        # (3, h, w), 0..255, on the scale of the frame.
+        # (3, h, w), 0..255, at the scale of the frame.
         if self.apart:
             for sent in upload(images, self._device):
                 yield self._resized(sent.permute(2, 0, 1))
@@ -194,7 +194,7 @@ class TorchSam(OnDevice):
             yield torch.from_numpy(np.moveaxis(pixels, 2, 0))
 
     def _resized(self, pixels: Tensor) -> Tensor:
-        # As Pillow does it for segment-anything, which rounds to whole values too; some differ by one.
+        # Like Pillow in segment-anything, which rounds to integers too; some values differ by one.
         size = (pixels.shape[1], pixels.shape[2])
         frame = self.frame_size(size)
         if frame == size:
@@ -209,7 +209,7 @@ class TorchSam(OnDevice):
         coords, labels = (self._tensor(given) for given in as_tokens(points, boxes))
         encoder = self.sam.prompt_encoder
         with exact(self._device):
-            # PromptEncoder picks points by flags, for which a device is waited for.
+            # PromptEncoder selects points by boolean masks, which would synchronise with the device.
             sparse = folded.prompt_tokens(encoder, coords, labels)
             dense = folded.dense_prompts(encoder, coords, labels)
         with self._decoding():
@@ -234,7 +234,7 @@ class TorchSam(OnDevice):
         positions = self._positions.flatten(2).transpose(1, 2)
         with self._decoding():
             cells, weights, quality = folded.decode_tokens(decoder, embedding[None], positions, tokens, prompted)
-        likely = self.host(quality[:, 1:].float())  # how much is made follows from it: a device is waited for here
+        likely = self.host(quality[:, 1:].float())  # the number of masks depends on it, so this waits for the device
         prompts, candidates = np.nonzero(likely > least)
         some, of_some = np.unique(prompts, return_inverse=True)
         rows, cols = within = cells_within(size, self.window, self.cells)

@@ -1,13 +1,12 @@
-"""Successors of Segment Anything, as the library ``transformers`` builds them from a folder.
+"""Successors of Segment Anything, built by the library ``transformers`` from a folder.
 
-A folder may come from anyone. Of its ``config.json`` only the fields of the classes named here are read, each of a
-plausible size; the network that they describe is compared with the files of weights before memory is taken for it; no
-other class, no code and no pickle is loaded.
+A folder is untrusted. From its ``config.json``, only fields of the classes named here are read, with limits; the
+network they describe is compared with the weights before memory is allocated; no other class, code or pickle is loaded.
 
 Sources: Kirillov et al. (2023), "Segment Anything"; Ke et al. (2023), "Segment Anything in High Quality"; Ravi et al.
 (2024), "SAM 2: Segment Anything in Images and Videos"; Zhou et al. (2025), "EdgeTAM: On-Device Track Anything Model";
-Carion et al. (2025), "SAM 3: Segment Anything with Concepts", whose tracker is run here, and whose words are in
-`geolabel.models.concept_maps`. From SAM 2 on an image fills the frame, and masks go to its pixels at once.
+Carion et al. (2025), "SAM 3: Segment Anything with Concepts", whose tracker is run here, and whose detector is run by
+`geolabel.models.concept_maps`. Since SAM 2 an image is stretched to the frame, and masks are enlarged to it directly.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ from geolabel.parts import SegmenterRecipe
 from geolabel.types import AnyArray, UInt8Array
 
 MAX_NUMBER, MAX_VALUES, MAX_LAYERS = 1 << 14, 256, 128
-"""What a description may ask for: channels and pixels, values in a list, layers."""
+"""Limits for descriptions: channels and pixels, values in a list, layers."""
 
 MAX_QUERIES = 1024
-"""Objects that a detector looks for; SAM 3 looks for 200."""
+"""Maximum number of objects of a detector; SAM 3 has 200."""
 
 MAX_WORDS = 1 << 17
-"""Tokens of a vocabulary; CLIP's has 49,408."""
+"""Maximum vocabulary; CLIP's has 49,408 tokens."""
 
 MAX_CELLS = 256
-"""Cells along a side of the frame; positions of all of them are kept."""
+"""Maximum number of cells along a side of the frame, since positions of all are stored."""
 
 MAX_OPERATIONS = 10**14
-"""Of one image. The largest SAM of 2023 takes 6e12; windows of attention wider than the image take any number."""
+"""Maximum operations for an image. The largest SAM of 2023 takes 6e12; oversized attention windows take any number."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,17 @@ class Family:
     model: str
     """Name of the class."""
     configs: Mapping[str, str]
-    """Classes of the parts of ``config.json``, by their place in it."""
+    """Configuration classes by their place in ``config.json``."""
     processor: str
-    """Class that normalises images, with the mean and standard deviation of the family."""
+    """Image processor class, with the mean and standard deviation of the family."""
     stretches: bool = True
     """See `geolabel.models.engines.PromptedNetwork`."""
     sorts: bool = False
-    """Whether candidates are sorted by predicted IoU. That is undone: what a candidate means depends on its token."""
+    """Whether candidates are sorted by predicted IoU. That is undone, since their meaning depends on the token."""
     inside: str = ""
     """Part of ``config.json`` that describes the network; empty for all of it."""
     unread: str = "(?!)"
-    """Pattern of the names of tensors that belong to other networks of the same file."""
+    """Pattern of the names of tensors of other networks in the same file."""
 
 
 def _configs(prefix: str, **others: str) -> dict[str, str]:
@@ -111,18 +110,18 @@ FAMILIES = {
     "sam3_tracker_video": SAM3,
     "sam3_video": replace(SAM3, inside="tracker_config", unread=r"detector_model\.(?!vision_encoder\.backbone\.)"),
 }
-"""By the ``model_type`` of ``config.json``. What a network for videos has beyond one for images is not loaded."""
+"""Families by the ``model_type`` of ``config.json``. Video parts of a network are not loaded."""
 
 REPVIT = "repvit_m1"
-"""The backbone of EdgeTAM. A description may name no other: timm would take a name for a place in the network."""
+"""The backbone of EdgeTAM. Others are refused: timm would resolve the name and might download it."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """What the encoder saw in one image."""
+    """The encoder's output for one image."""
 
     inputs: Mapping[str, Any]
-    """As the network's decoder takes it."""
+    """Inputs of the network's decoder."""
     coarse: Tensor
     """(D, h, w)"""
 
@@ -133,19 +132,19 @@ class TransformersSam(OnDevice):
     Parameters
     ----------
     model
-        Is moved to `device` and set to evaluate.
+        It is moved to `device` and set to evaluation.
     family
-        The family that it belongs to.
+        Family of the network.
     normalisation
-        Mean and standard deviation of red, green and blue, 0..1; what is not given is the family's.
+        Mean and standard deviation of red, green and blue, 0..1; defaults are the family's.
     device, precision
         A torch device; see `geolabel.devices.Precision`. Positions of prompts are always encoded in single precision,
-        since eight bits cannot distinguish neighbouring pixels. On a GPU in ``bf16`` the encoder keeps its weights so,
-        and the decoder computes in TF32.
+        since eight bits cannot distinguish neighbouring pixels. In ``bf16`` on a GPU, the encoder's weights are stored
+        as bf16, and the decoder computes in TF32.
     batch
         Images per call of the encoder.
     compile_encoder
-        Whether torch.compile makes the encoder, for calls of one shape: all are then of `batch` images.
+        Whether to compile the encoder with torch.compile, for a fixed shape: all calls then have `batch` images.
     """
 
     def __init__(
@@ -181,7 +180,7 @@ class TransformersSam(OnDevice):
                 module.forward = exact(device)(module.forward)
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width that an image of some height and width has in the encoder's frame."""
+        """Height and width of an image in the encoder's frame."""
         if self.stretches:
             return self.window, self.window
         share = self.window / max(size)
@@ -198,14 +197,14 @@ class TransformersSam(OnDevice):
         if isinstance(maps, Tensor):  # SAM
             own = maps[k : k + 1].float()
             return Embedding({"image_embeddings": own}, own[0])
-        if isinstance(maps, tuple):  # SAM-HQ, with what layers of global attention saw; the decoder takes the first
+        if isinstance(maps, tuple):  # SAM-HQ, with features of the global attention layers; the decoder takes the first
             own, early = (level[k : k + 1].float() for level in (maps[0], maps[1][0]))
             return Embedding({"image_embeddings": own, "intermediate_embeddings": [early]}, own[0])
         levels = [level[k : k + 1].float() for level in maps]
         return Embedding({"image_embeddings": levels}, levels[-1][0])
 
     def features(self, embedding: Embedding) -> Tensor:
-        """(D, h, w) of what the encoder saw."""
+        """(D, h, w) features of the encoder."""
         return embedding.coarse
 
     def decode(
@@ -245,7 +244,7 @@ _prompted: type[PromptedNetwork] = TransformersSam
 
 
 def frames_of(images: Sequence[UInt8Array], processor: Any, side: int, count: int, device: str) -> Tensor:
-    """(count, 3, side, side) of images (H, W, 3), as a processor of transformers makes them, filled up with zeros."""
+    """(count, 3, side, side) of images (H, W, 3), processed like in transformers, padded with zeros."""
     sent = upload(images, device) if torch.device(device).type != "cpu" else list(images)
     given = processor(sent, return_tensors="pt", device=device, input_data_format="channels_last")
     frames = torch.zeros((count, 3, side, side), device=device)
@@ -257,17 +256,17 @@ def frames_of(images: Sequence[UInt8Array], processor: Any, side: int, count: in
 
 
 def family_of(folder: Path, given: Mapping[str, Any], families: Mapping[str, Family], why: str) -> Family:
-    """The family of a folder's network by the type that its configuration gives.
+    """The family of a folder's network, by the model type in its configuration.
 
     Parameters
     ----------
     why
-        What a network of another type is or does not.
+        Why another type is refused, for the message.
 
     Raises
     ------
     WeightsError
-        If it is of none.
+        If the type is unknown.
     """
     family = families.get(given["model_type"])
     if family is None:
@@ -279,7 +278,7 @@ def family_of(folder: Path, given: Mapping[str, Any], families: Mapping[str, Fam
 
 
 def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
-    """Make the network of a folder.
+    """Load the network of a folder.
 
     Raises
     ------
@@ -303,20 +302,20 @@ def load_segmenter(recipe: SegmenterRecipe, folder: Path) -> PromptedNetwork:
 
 
 def load_model(family: Family, given: dict[str, Any], folder: Path, check: Callable[[Any], None]) -> nn.Module:
-    """Make the model of a folder, in single precision and on the CPU, with its weights.
+    """Load the model of a folder with its weights, in single precision and on the CPU.
 
     Parameters
     ----------
     given
-        What ``config.json`` says.
+        Content of ``config.json``.
     check
-        Is given the model without weights, on torch's device ``meta``; runs it once, and raises a ValueError where it
-        is none that can be run.
+        Receives the model without weights, on torch's device ``meta``; runs it once, and raises a ValueError if it is
+        unsuitable.
 
     Raises
     ------
     WeightsError
-        If it cannot be.
+        If it cannot be loaded.
     """
     import transformers
     from huggingface_hub.errors import StrictDataclassError
@@ -353,7 +352,7 @@ def _tensors(file: Path, unread: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _config(family: Family, given: Mapping[str, Any], at: str = "") -> Any:
-    """The description of a network, of the fields that its classes declare and no others."""
+    """The configuration of a network, with only the fields that its classes declare."""
     import transformers
 
     kind = getattr(transformers, family.configs[at])
@@ -382,7 +381,7 @@ def _repvit(given: Mapping[str, Any]) -> Any:
 
 
 def _plausible(value: Any, name: str) -> Any:
-    """The same value, if a network can have it."""
+    """The value unchanged, if it is plausible."""
     if name == "rope_parameters" and isinstance(value, dict) and len(value) <= MAX_VALUES:
         return {str(key): _plausible(one, str(key)) for key, one in value.items()}
     if isinstance(value, list):
@@ -405,15 +404,15 @@ def _largest(name: str) -> int:
 
 
 def _check_size(kind: Any, config: Any, folder: Path, check: Callable[[Any], None]) -> None:
-    """Refuse what asks for more weights than there are, or for a computation that would not end.
+    """Refuse a network with more weights than the files have, or with an endless computation.
 
-    One pass without numbers shows whether the parts fit each other.
+    A pass without data shows whether the parts fit together.
     """
-    with torch.device("meta"), _quiet():  # a description may ask for more memory than the files hold tensors
+    with torch.device("meta"), _quiet():  # a description may ask for more memory than the tensors of the files need
         model = kind(config)
     held, wanted = hub.count_parameters(folder), sum(parameter.numel() for parameter in model.parameters())
     if wanted > held:
-        raise ValueError(f"it has {wanted} weights, and the files hold {held}")
+        raise ValueError(f"it has {wanted} weights, but the files hold {held}")
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counted:
         check(model)
     if counted.get_total_flops() > MAX_OPERATIONS:
@@ -421,7 +420,7 @@ def _check_size(kind: Any, config: Any, folder: Path, check: Callable[[Any], Non
 
 
 def check_masks(model: Any) -> None:
-    """See `load_model`: a segmenter answers with three masks, four cells to one of its embedding along each side."""
+    """Check for `load_model`: a segmenter returns three masks, with four cells per embedding cell along each side."""
     side, cells = int(model.prompt_encoder.input_image_size), int(model.prompt_encoder.image_embedding_size[0])
     check_frame(side, cells)
     found = model(pixel_values=torch.empty(1, 3, side, side), input_boxes=torch.empty(1, 1, 4)).pred_masks
@@ -430,28 +429,28 @@ def check_masks(model: Any) -> None:
 
 
 def check_frame(side: int, cells: int) -> None:
-    """Raise a ValueError where no network sees images of `side` pixels in `cells` cells along a side."""
+    """Raise a ValueError if `side` pixels and `cells` cells along a side do not fit."""
     if not (LEAST <= side <= LARGEST // 4 and 1 <= cells <= MAX_CELLS):
         raise ValueError(f"its images have {side} px a side, {cells} cells")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's report of a load off stderr: what matters of it ends in an error here."""
+    """Suppress the library's loading report on stderr; its problems become errors here."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of layers without weights
+            warnings.simplefilter("ignore")  # about layers without weights
             yield
     finally:
         logging.set_verbosity(level)
 
 
 def normalisation(folder: Path) -> dict[str, list[float]]:
-    """Mean and standard deviation that a folder gives; empty where it leaves them to the family."""
+    """Mean and standard deviation in a folder's configuration; empty to use the family's."""
     for name in hub.PROCESSOR:
         if not (folder / name).is_file():
             continue
@@ -463,6 +462,6 @@ def normalisation(folder: Path) -> dict[str, list[float]]:
             raise WeightsError(f"{folder / name} cannot be read ({error}): give another folder") from error
         sound = all(len(v) == 3 and all(math.isfinite(x) and 0 <= x <= 1 for x in v) for v in found.values())
         if not sound or min(found.get("image_std", [1])) <= 0:
-            raise WeightsError(f"{folder / name} holds no mean and deviation of three colours: give another folder")
+            raise WeightsError(f"{folder / name} lacks mean and deviation of three colours: give another folder")
         return found
     return {}

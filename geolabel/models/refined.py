@@ -1,14 +1,14 @@
-"""Activation that is moved to the edges of the image: by a dense CRF, or by its nearest pixels.
+"""Activation aligned with the edges of the image: by a dense CRF, or by neighbouring pixels.
 
-In a dense CRF (DiffuPrompter, eq. 10; CISM's last step) every pixel is tied to every other one, the more the nearer and
-the more alike they are; mean field inference (the paper's algorithm 1) finds the marginals. Sums over all pixels are
-Gaussian filters: that of the smoothness is separable, and that of the appearance works on a grid of two axes of place
-and three of colour, so the time grows with the number of pixels and not with its square. The grid is off by some
-hundredths of a sum; memory is about 400 bytes a pixel, and 900 on a GPU. There what lands in a cell is sorted before it
-is added up, so that the sums have the same bytes in each run, and those of a CPU.
+In a dense CRF (DiffuPrompter, eq. 10; CISM's last step) all pairs of pixels are connected, more strongly the nearer and
+more similar they are; mean field inference (algorithm 1 of Krähenbühl and Koltun) finds the marginals. Sums over all
+pixels are Gaussian filters: the smoothness filter is separable, and the appearance filter uses a grid with two spatial
+and three colour axes, so time is linear in the number of pixels. The grid is accurate to a few hundredths; memory is
+about 400 bytes a pixel, and 900 on a GPU. There, contributions to a cell are sorted before they are added, so the sums
+have the same bytes in each run, and those of a CPU.
 
-Pixel-adaptive refinement (`Pamr`) gives every pixel the mean of some tens of pixels around it, weighted by how alike
-they are, several times over.
+Pixel-adaptive refinement (`Pamr`) repeatedly replaces every pixel by the mean of several dozen pixels around it,
+weighted by similarity.
 
 Sources: Krähenbühl and Koltun (2011), "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
 eq. 3 and algorithm 1; for the grid, Chen, Paris and Durand (2007), "Real-time Edge-Aware Image Processing with the
@@ -39,7 +39,7 @@ Filter = Callable[[Tensor], Tensor]
 """Sums (K, H * W) over all pixels, weighted by a kernel."""
 
 SPREAD = math.sqrt(5 / 6)
-"""Standard deviation, in cells, of what the grid does to a value: linear weights in and out have a variance of a sixth
+"""Standard deviation, in cells, of the grid's own smoothing: linear weights in and out have a variance of a sixth
 each, and the blur between them of a half."""
 
 
@@ -75,7 +75,7 @@ class DenseCrf:
         ----------
         image : (H, W, 3)
         probabilities : (K, H, W)
-            Of each class before pixels look at each other; a pixel's add up to one.
+            Unary probabilities of each class; they sum to one in each pixel.
         """
         with forward(device, "fp32"):
             return self._marginals(image, probabilities, device)
@@ -90,20 +90,20 @@ class DenseCrf:
         ]
         marginals = torch.softmax(-unary, dim=0)
         for _ in range(self.iterations):
-            # The compatibility is Potts': a neighbour of another label costs the weight, so one's own earns it.
+            # Potts compatibility: a neighbour with another label costs the weight, so one with the same label earns it.
             marginals = torch.softmax(sum((w * filtered(marginals) for w, filtered in kernels), -unary), dim=0)
         refined: Float32Array = marginals.reshape(classes, height, width).cpu().numpy()
         return refined
 
 
 def normalised(kernel: Filter, like: Tensor) -> Filter:
-    """The same kernel, divided by the roots of what it gives to ones at both of its ends."""
+    """The same kernel, divided by the square roots of its sums over ones at both ends."""
     total = kernel(torch.ones_like(like[:1])).clamp(min=1e-12).rsqrt()
     return lambda values: kernel(values * total) * total
 
 
 def gaussian(height: int, width: int, sigma: float) -> Filter:
-    """Sums weighted by ``exp(-distance^2 / (2 sigma^2))``, cut off at four sigma; nothing lies outside the image."""
+    """Sums weighted by ``exp(-distance^2 / (2 sigma^2))``, truncated at four sigma; zero outside the image."""
     reach = max(1, math.ceil(4 * sigma))
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)[None, None]
 
@@ -119,9 +119,9 @@ def gaussian(height: int, width: int, sigma: float) -> Filter:
 
 
 def bilateral(colours: Tensor, sigma_px: float, sigma_grey: float) -> Filter:
-    """Sums weighted by how near two pixels are and how alike their colours (H, W, 3), but for a constant factor.
+    """Sums weighted by similarity in position and colour (H, W, 3), up to a constant factor.
 
-    Values are spread over the corners of the cells of a grid, blurred there, and read again.
+    Values are splatted to the corners of the cells of a grid, blurred, and sliced (Chen et al., 2007).
     """
     height, width, _ = colours.shape
     rows, cols = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -149,13 +149,13 @@ def bilateral(colours: Tensor, sigma_px: float, sigma_grey: float) -> Filter:
 
 
 Corners = Sequence[tuple[Tensor, Tensor]]
-"""For each corner of a cell: in which cell (N,) of a grid each pixel lands, and its weight (N,) there."""
+"""For each corner of a cell: the grid cell (N,) that each pixel falls into, and its weight (N,)."""
 
 
 def sums(corners: Corners, cells: int) -> Filter:
     """Sums (K, cells) of weighted values (K, N), added corner by corner, pixel by pixel.
 
-    A GPU adds in any order, and the last digits of a sum depend on it: there `sorted_sums` has the same bytes.
+    A GPU adds in any order, which changes the last digits: there, `sorted_sums` gives the same bytes.
     """
 
     def apply(values: Tensor) -> Tensor:
@@ -168,20 +168,20 @@ def sums(corners: Corners, cells: int) -> Filter:
 
 
 def sorted_sums(corners: Corners, cells: int) -> Filter:
-    """As `sums`, cell by cell: the values of a cell are gathered once, in the order in which `sums` adds them."""
+    """Like `sums`, cell by cell: the values of a cell are gathered in the order in which `sums` adds them."""
     at, order = torch.sort(torch.cat([at for at, _ in corners]), stable=True)
     starts = torch.searchsorted(at, torch.arange(cells + 1, device=at.device))
     weight, pixel = torch.cat([weight for _, weight in corners])[order], order % len(corners[0][0])
 
     def apply(values: Tensor) -> Tensor:
-        landed = (values[:, pixel] * weight).T.contiguous()  # of two axes: each cell of each row is added by one thread
+        landed = (values[:, pixel] * weight).T.contiguous()  # two axes: each cell of each row is added by one thread
         return torch.segment_reduce(landed, "sum", offsets=starts, axis=0, initial=0).T
 
     return apply
 
 
 def _blur(grid: Tensor) -> Tensor:
-    # (1 2 1) / 4 along each of the axes after the first; nothing lies outside.
+    # (1 2 1) / 4 along each axis after the first; zero outside.
     for axis in range(1, grid.ndim):
         half = grid / 2
         first, last = half.narrow(axis, 0, grid.shape[axis] - 1), half.narrow(axis, 1, grid.shape[axis] - 1)
@@ -196,8 +196,8 @@ def _blur(grid: Tensor) -> Tensor:
 class Pamr:
     """Refines maps by the pixels around each. The defaults are those of the released code.
 
-    The affinity of two pixels is ``-|x_i - x_j| / (0.1 sigma_i)``, the mean over the colours, where sigma is the
-    deviation of a colour among the pixels around; a softmax over these pixels makes weights of it (eq. 4 to 6).
+    The affinity of two pixels is ``-|x_i - x_j| / (0.1 sigma_i)``, averaged over colours, where sigma is the standard
+    deviation of a colour in the neighbourhood; a softmax over the neighbourhood gives the weights (eq. 4 to 6).
 
     Raises
     ------
@@ -207,16 +207,16 @@ class Pamr:
 
     iterations: int = 10
     distances: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
-    """At each of them, eight pixels take part."""
+    """Distances; at each, eight pixels are used."""
     side: int = 160
-    """Longer side in pixels that larger images are reduced to: so far a distance reaches the same share of each."""
+    """Maximum longer side in pixels; larger images are reduced, so a distance is a similar share of each image."""
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.side, *self.distances) < 1 or not self.distances:
             raise OptionError("pixel-adaptive refinement needs at least one iteration, one distance and one pixel")
 
     def __call__(self, image: UInt8Array, maps: Float32Array, device: str = "cpu") -> Float32Array:
-        """Refined maps (K, H, W), each pixel between the lowest and the highest of its map.
+        """Refined maps (K, H, W); each pixel stays between the minimum and maximum of its map.
 
         Parameters
         ----------
@@ -241,7 +241,7 @@ class Pamr:
         return refined
 
     def _weights(self, colours: Tensor) -> Tensor:
-        """(N, h, w) weights of the pixels around each, which add up to one, by colours (3, h, w)."""
+        """(N, h, w) weights of the pixels around each, which sum to one, from colours (3, h, w)."""
         around = self._around(colours)
         count = len(around) + 1
         mean = (around.sum(dim=0) + colours) / count
@@ -250,7 +250,7 @@ class Pamr:
         return (-unlike.mean(dim=1)).softmax(dim=0)
 
     def _around(self, values: Tensor) -> Tensor:
-        """(N, K, h, w) the pixels around each of (K, h, w); beyond the frame its own pixels repeat."""
+        """(N, K, h, w) the pixels around each of (K, h, w); pixels are repeated beyond the frame."""
         height, width = values.shape[1:]
         found = []
         for d in self.distances:
@@ -262,7 +262,7 @@ class Pamr:
 
 @dataclass(frozen=True)
 class _Wrapping:
-    """A localizer whose maps are changed, at the image's own pixels."""
+    """A localizer whose maps are changed, at the resolution of the image."""
 
     localizer: Localizer
 
@@ -273,17 +273,17 @@ class _Wrapping:
 
     @property
     def window(self) -> int:
-        """Side in pixels of the images that the localizer was trained on."""
+        """Side in pixels of the localizer's training images."""
         return self.localizer.window
 
     @property
     def stride(self) -> int:
-        """1: the refined activation has the image's own pixels."""
+        """1: the refined activation has the resolution of the image."""
         return 1
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that the localizer knows."""
+        """Finest and coarsest ground sample distance, metres, that the localizer supports."""
         return self.localizer.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:
@@ -298,7 +298,7 @@ class _Wrapping:
         return replace(activation, values=values, local_probability=np.stack(probability), stride=1)
 
     def _values(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
-        """Refined maps (C, H, W) of maps at the size of the image."""
+        """Refined maps (C, H, W) from maps at the size of the image."""
         raise NotImplementedError
 
 
@@ -308,7 +308,7 @@ def _nearest(values: Float32Array, stride: int, size: tuple[int, ...]) -> Float3
 
 @dataclass(frozen=True)
 class PamrLocalizer(_Wrapping):
-    """A localizer of chips whose maps are refined by `Pamr`, and levelled; see `levelled`."""
+    """A localizer of chips whose maps are refined by `Pamr` and rescaled; see `levelled`."""
 
     pamr: Pamr = field(default_factory=Pamr)
     device: str = "cpu"
@@ -318,10 +318,10 @@ class PamrLocalizer(_Wrapping):
 
 
 def levelled(values: Float32Array) -> Float32Array:
-    """A map (H, W) whose maximum becomes 1 and its threshold of Otsu 0.5, linear between.
+    """A map (H, W) rescaled so that its maximum is 1 and its Otsu threshold 0.5, piecewise linear.
 
-    One level of the maximum suits no two chips: maps of large landslides are low beside their highest place, those of
-    small ones wide. A map without a positive value becomes 0.
+    A fixed level suits no two chips: maps of large landslides are low compared with their maximum, those of small ones
+    are wide. A map without positive values becomes 0.
 
     Source: Otsu (1979), "A Threshold Selection Method from Gray-Level Histograms"
     """
@@ -334,11 +334,11 @@ def levelled(values: Float32Array) -> Float32Array:
 
 @dataclass(frozen=True)
 class RefinedLocalizer(_Wrapping):
-    """A localizer whose maps are refined, each class against a background that is as active everywhere as `threshold`.
+    """A localizer whose maps are refined, each class against a background with the constant activation `threshold`.
 
     A map A and the constant gamma become the probabilities A / (A + gamma) and gamma / (A + gamma), and the marginals
-    of the field become a map again in the same way: what exceeds gamma is what the field calls the class, and a field
-    that ties no pixels gives back the map as it was.
+    are converted back to a map in the same way: pixels above gamma are those that the CRF assigns to the class, and a
+    CRF without connections returns the map unchanged.
     """
 
     threshold: float
@@ -346,15 +346,15 @@ class RefinedLocalizer(_Wrapping):
     crf: DenseCrf = field(default_factory=DenseCrf)
     device: str = "cpu"
     jointly: bool = False
-    """Whether all classes and the background share one field, as CISM has it, instead of a field for each class: in
-    every pixel only the class keeps its activation that the field likes best."""
+    """Whether all classes and the background share one CRF, as in CISM, instead of one per class: each pixel then keeps
+    the activation of its most probable class only."""
 
     def _values(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
         fields = [maps] if self.jointly else list(maps[:, None])
         return np.concatenate([self._refine(image, of_field) for of_field in fields])
 
     def _refine(self, image: UInt8Array, maps: Float32Array) -> Float32Array:
-        """Maps (K, H, W) that share a field."""
+        """Maps (K, H, W) refined in one CRF."""
         constant = np.full_like(maps[:1], self.threshold)
         shares = np.concatenate([constant, maps]) / (constant + maps.sum(axis=0))
         marginals = self.crf(image, shares, self.device)

@@ -1,7 +1,7 @@
-"""The registry of networks that geolabel knows by name: roles, files, hashes, and where the files are.
+"""The registry of networks known by name: roles, files, hashes, and their location.
 
-Downloads of files stay in a cache folder (`cache_folder`), those of folders in the hub's (`geolabel.models.hub`), and
-``GEOLABEL_OFFLINE`` forbids them. The command line reads this module for its help: it imports nothing heavy.
+Downloaded files are kept in a cache folder (`cache_folder`), folders in the hub's (`geolabel.models.hub`), and
+``GEOLABEL_OFFLINE`` forbids downloads. The command line imports this module for its help, so its imports are light.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 @dataclass(frozen=True)
 class Published:
-    """A network that geolabel knows by name."""
+    """A network known by name."""
 
     name: str
     role: Role
@@ -31,15 +31,15 @@ class Published:
     summary: str
     licence: str
     url: str | None = None
-    """Of a file; None for what ships with geolabel, and for a model of the hub."""
+    """URL of a file; None for networks that ship with geolabel, and for models of the hub."""
     size: int | None = None
-    """Bytes of the published file; of a model of the hub about, four for each of its parameters."""
+    """Bytes of the published file; approximate for a model of the hub, four for each parameter."""
     sha256: str | None = None
-    """Of the published file."""
+    """SHA-256 of the published file."""
     hub: str | None = None
-    """``OWNER/NAME`` of a model of the hub, which is a folder."""
+    """``OWNER/NAME`` of a model of the hub, which is stored as a folder."""
     window: int | None = None
-    """Side in pixels of the images that a segmenter sees."""
+    """Side in pixels of a segmenter's images."""
 
     @property
     def bundled(self) -> bool:
@@ -48,12 +48,12 @@ class Published:
 
     @property
     def words(self) -> bool:
-        """Whether the network is asked in words, as are all localizers of the hub."""
+        """Whether the network takes classes in words, as all localizers of the hub do."""
         return self.hub is not None and self.role == "localizer"
 
     @property
     def path(self) -> Path:
-        """Where the file or the folder is, or would be."""
+        """Path of the file or folder, existing or not."""
         if self.hub is not None:
             return hub.find(self.hub, words=self.words) or hub.cache_of(self.hub)
         if self.bundled:
@@ -146,7 +146,7 @@ def names(role: Role) -> tuple[str, ...]:
 
 
 def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
-    """Published networks of a name, and of a role if one is given.
+    """Published networks with a name, and a role if given.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def lookup(name: str, role: str | None = None) -> tuple[Published, ...]:
 
 
 def find(network: Published) -> Path | None:
-    """Return the path of a published network if its file is here and of the right size, or its folder is whole."""
+    """Return the path of a published network if its file exists with the right size, or its folder is complete."""
     if network.hub is not None:
         return hub.find(network.hub, words=network.words)
     path = network.path
@@ -175,7 +175,7 @@ def find(network: Published) -> Path | None:
 
 
 def fetch(network: Published, *, progress: Any = None) -> Path:
-    """Return the path of a published network, downloaded if need be.
+    """Return the path of a published network, downloaded if necessary.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
     Raises
     ------
     WeightsError
-        If it is not here and cannot be had.
+        If it cannot be downloaded.
     """
     from geolabel.io.downloads import download, offline
 
@@ -195,12 +195,12 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
     if network.hub is not None:
         return hub.fetch(network.hub, words=network.words, size=network.size or 0)
     if network.url is None or network.size is None or network.sha256 is None:
-        raise WeightsError(f"{network.path} is missing: install geolabel again, or make it with geolabel train bundled")
+        raise WeightsError(f"{network.path} is missing: install geolabel again, or run geolabel train bundled")
     by_hand = f"give the file with --sam {network.name} --sam-checkpoint FILE"
     if offline():
         raise WeightsError(
             f"{network.name} is not in {cache_folder()}, and GEOLABEL_OFFLINE forbids downloads: unset it, or get "
-            f"{network.url} where there is a network, and {by_hand}"
+            f"{network.url} on a machine with a network, and {by_hand}"
         )
     download(
         network.url,
@@ -208,7 +208,7 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
         size=network.size,
         sha256_expected=network.sha256,
         progress=progress,
-        otherwise=f"try again later, or get it where there is a network, and {by_hand}",
+        otherwise=f"try again later, or get it on a machine with a network, and {by_hand}",
     )
     return network.path
 
@@ -216,13 +216,13 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
 def verify(network: Published) -> str:
     """Check the file of a published network and return its SHA-256.
 
-    What ships with geolabel has no published hash (its package manager has); each engine loads it instead. Of a model
-    of the hub see `hub.verify`.
+    Networks that ship with geolabel have no published hash (the package manager has it); they are loaded with each
+    engine instead. For models of the hub see `hub.verify`.
 
     Raises
     ------
     WeightsError
-        If the file, or a graph beside it, is missing or another.
+        If the file, or a graph beside it, is missing or wrong.
     """
     from geolabel.io.downloads import sha256
 

@@ -1,7 +1,7 @@
 """Segment Anything: an image is encoded once, and all its prompts are decoded in batches.
 
-Any network of that shape will do: the official ViT-B, -L and -H, and the small one that ships with geolabel.
-Source: Kirillov et al. (2023), "Segment Anything", and the package ``segment_anything``, whose predictor this equals.
+Works with any network of that structure: the official ViT-B, -L and -H, and the small one that ships with geolabel.
+Source: Kirillov et al. (2023), "Segment Anything"; results equal those of the predictor of ``segment_anything``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from geolabel.models.on_device import Packed
 
 FAINT_LOGIT = math.log((FAINT - 1) / (FULL - FAINT + 1))
-"""Logit of the score below `FAINT`: what does not reach it scores 0, nor do the means of what does not."""
+"""Logit of the score below `FAINT`: smaller logits score 0, and so do their means."""
 
 
 class SamSegmenter:
@@ -33,13 +33,13 @@ class SamSegmenter:
     Parameters
     ----------
     network
-        As an engine runs it.
+        The network, in its engine.
     gsd_range
-        Finest and coarsest ground sample distance, metres, that it knows.
+        Finest and coarsest supported ground sample distance, metres.
     selection
-        Which candidate answers a prompt; not ``overlap``, for which the activation would have to be known.
+        Which candidate answers a prompt; ``overlap`` is not supported, as it needs the activation.
     prompts_per_batch
-        Objects per call of the decoder, all of one image. Which share a call depends on that image's prompts alone.
+        Objects per call of the decoder, all of one image. The grouping depends on that image's prompts only.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class SamSegmenter:
 
     @property
     def window(self) -> int:
-        """Side in pixels of the largest image it takes."""
+        """Maximum side in pixels of an image."""
         return self._network.window
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Finest and coarsest ground sample distance, metres, that it knows."""
+        """Finest and coarsest supported ground sample distance, metres."""
         return self._gsd_range
 
     def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
-        """Masks of images (H, W, 3), red first; an image without prompts is not encoded.
+        """Masks of images (H, W, 3), red first; images without prompts are not encoded.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class SamSegmenter:
         return answers
 
     def _decode_apart(self, embedding: Any, size: tuple[int, int], prompts: Prompts) -> Packed:
-        # The same on a device, for which nothing waits.
+        # The same on a device, without waiting for results.
         from geolabel.models import on_device
 
         single, parts = self._selection == "single", []
@@ -111,7 +111,7 @@ class SamSegmenter:
         return on_device.pack(prompts, size, parts)
 
     def _answer(self, embedding: Any, size: tuple[int, int], prompts: Prompts) -> tuple[Any, Float32Array, Int64Array]:
-        # Of K prompts of one kind: coarse logits (K, h, w) of the chosen masks, predicted IoU (K,), mask token (K,).
+        # For K prompts of one kind: coarse logits (K, h, w) of the chosen masks, predicted IoU (K,), mask token (K,).
         points, boxes = self._to_sam(prompts, size)
         single = self._selection == "single"
         low_res, given = self._network.decode(embedding, points, boxes, single=single)
@@ -121,7 +121,7 @@ class SamSegmenter:
         return low_res[each, chosen], quality[each, chosen], chosen if single else chosen + 1
 
     def _to_sam(self, prompts: Prompts, size: tuple[int, int]) -> tuple[Points | None, AnyArray | None]:
-        # Prompts of one kind as the prompt encoder takes them: padding left out, in pixels of the frame.
+        # Prompts of one kind for the prompt encoder: without padding, in pixels of the frame.
         frame = self._network.frame_size(size)
         scale = np.array([frame[1] / size[1], frame[0] / size[0]])
         points = boxes = None
@@ -138,7 +138,7 @@ class SamSegmenter:
 
 @dataclass(frozen=True)
 class EnlargedMask:
-    """A mask in the pixels of its image, where it is."""
+    """A mask in the pixels of its image, cropped."""
 
     top: int
     left: int
@@ -155,14 +155,14 @@ class EnlargedMask:
 def enlarged(
     network: PromptedNetwork, low_res: Any, size: tuple[int, int], reach: float | None = None
 ) -> Iterator[EnlargedMask]:
-    """Coarse masks (K, h, w), as the network answers them, at the size of their image.
+    """Coarse masks (K, h, w) from the network, enlarged to the size of their image.
 
     Parameters
     ----------
     size
         Height and width.
     reach
-        Logits below it are left out where they are outside of all others; None for those that score 0.
+        Masks are cropped to logits of at least this; None to crop to scores above 0.
     """
     reach = FAINT_LOGIT if reach is None else reach
     for mask, cells in zip(low_res, _boxes(network.host(low_res) >= reach), strict=True):
@@ -173,8 +173,8 @@ def enlarged(
 def _enlarge(
     network: PromptedNetwork, low_res: Any, cells: tuple[slice, slice], size: tuple[int, int]
 ) -> tuple[tuple[int, int], Float32Array]:
-    # A mask in the image's pixels, as Sam.postprocess_masks makes it, where its logits (h, w) may count: the first
-    # row and column, and logits. A second interpolation, where the frame is no part of the image, needs all cells.
+    # A mask in the image's pixels, like Sam.postprocess_masks, where its logits (h, w) may matter: first row and
+    # column, and logits. A second interpolation, if the frame is not part of the image, needs all cells.
     if network.stretches:
         return (0, 0), network.host(network.enlarge(low_res, size))
     frame_size, step = network.frame_size(size), network.window // low_res.shape[-1]
@@ -191,13 +191,13 @@ def _enlarge(
 
 
 def corner_pixels(boxes: Float64Array) -> Float64Array:
-    """First and last pixel of half-open boxes (K, 4): what SAM calls a box, as it adds half a pixel to each corner."""
+    """First and last pixel of half-open boxes (K, 4): SAM's convention, as it adds half a pixel to each corner."""
     return boxes - [0, 0, 1, 1]
 
 
 def _boxes(reached: BoolArray) -> Iterator[tuple[slice, slice]]:
-    # Of each of K masks (K, h, w): the rows and columns that hold something, and one more on every side. What is
-    # interpolated from there has the values that it has in the whole mask, or is made of nothing that counts.
+    # For each of K masks (K, h, w): the rows and columns with content, with a margin of one on every side.
+    # Interpolation inside has the same values as in the whole mask; everything outside is irrelevant.
     rows, cols = np.any(reached, axis=2), np.any(reached, axis=1)
     for along in zip(rows, cols, strict=True):
         found = [np.flatnonzero(line) for line in along]
@@ -214,8 +214,8 @@ def _choose(quality: Float32Array, selection: Selection) -> Int64Array:
 
 
 def _alike(prompts: Prompts, size: int) -> Iterator[Int64Array]:
-    # Rows that may share a call: all with a box or all without, and with equally many points. SAM adds a token of its
-    # own to points without box, and evening out by padding would add tokens that it never saw.
+    # Indices that may share a call: all with a box or all without, and with equally many points. SAM adds a token to
+    # points without box, and padding would add tokens that it was not trained with.
     kinds = list(zip(prompts.has_box.tolist(), (prompts.labels != PADDING).sum(axis=1).tolist(), strict=True))
     for kind in sorted(set(kinds)):
         rows = np.asarray([row for row, other in enumerate(kinds) if other == kind], np.int64)
@@ -235,15 +235,15 @@ def answer(
     Parameters
     ----------
     decode
-        Makes the masks of one image of its embedding, itself and its prompts. Those that it leaves on a device come to
-        the host together with those of all images of a batch.
+        Computes the masks of one image from its embedding, the image and its prompts. Masks left on a device are copied
+        to the host together for all images of a batch.
     nothing
-        Makes those of an image without prompts, which is not encoded.
+        Returns the masks of an image without prompts, which is not encoded.
 
     Raises
     ------
     ValueError
-        If an image that is asked about is larger than the network's window.
+        If an image with prompts is larger than the network's window.
     """
     asked = [i for i, of_image in enumerate(prompts) if len(of_image)]
     masks = [nothing(image) for image in images]
@@ -279,19 +279,19 @@ def _on_the_host(network: PromptedNetwork, made: Sequence[Masks | Packed]) -> It
 class FittingSegmenter:
     """Reduces an image until its longer side fits, as the official networks do with every image.
 
-    For chips, which are seen whole; scenes are worked on in tiles at their own pixels instead.
+    For chips, which are processed as a whole; scenes are processed in tiles at their own resolution.
     """
 
     segmenter: Segmenter
 
     @property
     def window(self) -> int:
-        """There is no largest image."""
+        """Unlimited."""
         return 1 << 30
 
     @property
     def gsd_range(self) -> tuple[float, float]:
-        """Of the segmenter."""
+        """That of the wrapped segmenter."""
         return self.segmenter.gsd_range
 
     def __call__(self, images: Sequence[UInt8Array], prompts: Sequence[Prompts]) -> list[Masks]:
@@ -306,9 +306,9 @@ class FittingSegmenter:
         if share >= 1:
             return image, prompts
         small = max(1, round(width * share)), max(1, round(height * share))
-        # a copy, since torch warns of arrays that cannot be written to, as those that Pillow lends are
+        # a copy, since torch warns about read-only arrays, such as those from Pillow
         reduced = np.array(Image.fromarray(image).resize(small, Image.Resampling.BILINEAR))
-        # a point is the index of a pixel: centres keep their place
+        # a point is a pixel index: centres keep their position
         return reduced, replace(prompts, boxes=prompts.boxes * share, points=(prompts.points + 0.5) * share - 0.5)
 
 
