@@ -42,7 +42,7 @@ def otsu_bare(rgb: UInt8Array, valid: BoolArray) -> BoolArray:
 
 def otsu_bright(rgb: UInt8Array, valid: BoolArray) -> BoolArray:
     """(H, W) where the mean of the bands is above Otsu's threshold over the valid pixels (Otsu 1979)."""
-    # the mask is the low side of the darkness, so that a flat image is no landslide here either
+    # the mask is the low side of the darkness, so that nothing of a flat image is landslide here either
     dark = -rgb.mean(axis=2, dtype=np.float32)
     return np.asarray(valid & (dark <= _otsu(dark[valid])))
 
@@ -51,7 +51,7 @@ def _otsu(values: Float32Array) -> float:
     """Otsu's threshold of values (N,); minus infinity without two different ones."""
     if not len(values):
         return -np.inf
-    # a few almost black pixels, whose colour is noise, must not become a class of their own
+    # a few almost black pixels, whose colour is noise, must not form a separate class
     kept = np.clip(values, *np.percentile(values, (1, 99)))
     if kept.min() == kept.max():
         return -np.inf

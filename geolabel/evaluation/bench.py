@@ -21,7 +21,7 @@ SCENES = 20
 """Synthetic scenes of a split."""
 
 IMAGE_LABELS = "bundled-weak"
-"""The localizer that learned from labels of whole images alone."""
+"""The localizer trained on labels of whole images only."""
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Bench:
     limit: int | None = None
     """Maximum number of examples of each set of data, for a quick look; None for all."""
     windows: int = 2
-    """Windows that the baseline of the speed section is timed on."""
+    """Number of windows that the baseline of the speed section is timed on."""
     progress: Progress = field(default_factory=Silent)
 
     @cached_property
@@ -58,12 +58,12 @@ class Bench:
 
     @cached_property
     def other_localizers(self) -> dict[str, Localizer]:
-        """Their localizers, scaled alike."""
+        """Their localizers, scaled in the same way."""
         return {name: _scaled(networks) for name, networks in self.others.items()}
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        """The segmenter, as the product uses it."""
+        """The segmenter with the product's settings."""
         return cast("Segmenter", loading.load(self.recipes[1]))
 
     @cached_property
@@ -83,7 +83,7 @@ class Bench:
 
     @cached_property
     def hokkaido(self) -> examples.Files | None:
-        """Chips of 3 m, full of small landslides; nothing is selected by them."""
+        """Chips of 3 m with many small landslides; nothing is selected by them."""
         shown = self.data.hokkaido is not None and self.split == "report"
         return self._limited(examples.report_only(self.data.hokkaido) if shown and self.data.hokkaido else None)
 
@@ -115,7 +115,7 @@ class Bench:
         return None if files is None else replace(files, images=self.some_of(files.images))
 
     def some_of(self, items: Sequence[T]) -> tuple[T, ...]:
-        """All items, or evenly spread ones up to the limit, so that items of each kind stay."""
+        """All items, or evenly spread ones up to the limit, so that items of each kind are included."""
         if self.limit is None:
             return tuple(items)
         return tuple(items[:: max(1, len(items) // self.limit)][: self.limit])

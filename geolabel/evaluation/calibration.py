@@ -19,7 +19,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Cases whose probability is in one bin."""
+    """Cases with a probability in one bin."""
 
     lower: float
     upper: float
@@ -31,7 +31,7 @@ class Bin:
 
 
 def reliability(probability: Float64Array, truth: BoolArray, bins: int = BINS) -> list[Bin]:
-    """Probabilities (N,) 0..1 against truth (N,) over bins of equal width; probability 1 is in the last."""
+    """Reliability of probabilities (N,) 0..1 given truth (N,), in bins of equal width; the last includes 1."""
     place = np.minimum((probability * bins).astype(int), bins - 1)
     found = []
     for number in range(bins):
@@ -55,12 +55,12 @@ def expected_calibration_error(bins: list[Bin]) -> float:
 
 
 def draw_curves(path: Path, curves: dict[str, list[Bin]]) -> None:
-    """Plot reliability curves as a PNG, a panel for each kind; dots grow with their cases.
+    """Plot reliability curves as a PNG, one panel per kind; the size of dots shows the number of cases.
 
     Parameters
     ----------
     curves
-        By kind and set, such as ``gate, bijie``. Sets with one outcome alone have no curve and are left out.
+        By kind and set, such as ``gate, bijie``. Sets with a single outcome have no curve and are skipped.
     """
     from matplotlib.figure import Figure
 

@@ -48,12 +48,12 @@ NARROW_PX, NARROW_BANDS = 24, ("below 8 px", "8 to 24 px")
 
 
 def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool = False) -> dict[str, Path]:
-    """Write the model card of both networks, with the figures that ``bench quality`` left in a folder.
+    """Write the model cards of both networks, with the figures of ``bench quality`` in a folder.
 
     Parameters
     ----------
     out
-        Folder for ``localizer.md``, ``segmenter.md``, `MEASURED` and `FAILURES`; made if it does not exist.
+        Folder for ``localizer.md``, ``segmenter.md``, `MEASURED` and `FAILURES`; created if necessary.
     quality
         Folder with the table.
     overwrite
@@ -61,14 +61,14 @@ def write_cards(out: Path, quality: Path, networks: Networks, *, overwrite: bool
 
     Returns
     -------
-    files written, by what they are
+    written files, by kind
 
     Raises
     ------
     OptionError
-        If the folder holds no table, or one of other networks.
+        If the folder has no table, or one of other networks.
     OutputError
-        If a file exists and must not be replaced, or cannot be written.
+        If a file exists and may not be replaced, or cannot be written.
     """
     table = _read(quality / TABLE)
     out.mkdir(parents=True, exist_ok=True)
@@ -113,13 +113,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _with_cases(path: Path, section: Section) -> Section:
-    # a table leaves single cases to the file of the section, which a later run may have replaced
+    # single cases are only in the file of the section, which a later run may have replaced
     held = Section.of(read_json(path)["section"]) if path.is_file() else section
     return replace(section, cases=held.cases) if held.measured == section.measured else section
 
 
 def _worst(path: Path) -> list[int]:
-    """Seeds of the synthetic scenes with the lowest IoU, the worst first; none if they were not measured."""
+    """Seeds of the synthetic scenes with the lowest IoU, the worst first; empty if they were not measured."""
     if not path.is_file():
         return []
     cases = read_json(path)["section"]["cases"]["synthetic"]
@@ -188,4 +188,4 @@ def _narrow(figures: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _number(figure: float) -> float:
-    return 0.0 if math.isnan(figure) else figure  # of nothing found
+    return 0.0 if math.isnan(figure) else figure  # NaN if nothing was found

@@ -1,4 +1,4 @@
-"""Scores of label maps of chips against masks, each class by itself, with intervals over chips."""
+"""Scores of label maps of chips against masks, per class, with confidence intervals over chips."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from geolabel.metrics import class_figures, count_pixels
 from geolabel.types import BoolArray, Float64Array, Int64Array, UInt8Array
 
 Predict = Callable[[int, UInt8Array], UInt8Array]
-"""Label map (H, W) of an image, from its number and its pixels (H, W, 3)."""
+"""Label map (H, W) of an image, given its number and its pixels (H, W, 3)."""
 
 
 DRAWS = 1000
-"""Bootstrap samples of an interval."""
+"""Number of bootstrap samples for an interval."""
 
 
 @dataclass(frozen=True)
 class ChipScores:
-    """Pixel counts of N chips, and the figures that follow from them."""
+    """Pixel counts of N chips, and figures computed from them."""
 
     counts: Int64Array
     """(N, K, K) confusion matrices, see `geolabel.metrics.count_pixels`."""
     classes: tuple[str, ...]
     """Names of all K classes; the first is the background."""
     shows: BoolArray
-    """(N,) which chips show a class."""
+    """(N,) whether each chip shows a class."""
     names: tuple[str, ...]
 
     def of_shown(self) -> Self:
-        """Scores of the chips that show a class alone."""
+        """Scores of only the chips that show a class."""
         names = tuple(name for name, shows in zip(self.names, self.shows, strict=True) if shows)
         return replace(self, counts=self.counts[self.shows], shows=self.shows[self.shows], names=names)
 
@@ -49,7 +49,7 @@ class ChipScores:
         return class_figures(self.counts.sum(axis=0), self.classes)
 
     def intervals(self, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Low and high end of each figure, by percentile bootstrap over chips; NaN where it is not defined."""
+        """Lower and upper end of each figure's interval, by percentile bootstrap over chips; NaN if undefined."""
         n = len(self.counts)
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), DRAWS)
         samples = np.einsum("dn,nij->dij", weights, self.counts)
@@ -58,9 +58,9 @@ class ChipScores:
         return {key: _quantiles(column, edge) for key, column in zip(self.figures(), values.T, strict=True)}
 
     def tables(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Each figure with its interval, of all chips and of those that show something; None where not defined.
+        """Each figure with its interval, for all chips and for those that show a class; None if undefined.
 
-        Where all chips show something, or none does, there is one table.
+        If all chips show a class, or none does, there is one table.
         """
         parts = {"all chips": self}
         if self.shows.any() and not self.shows.all():
@@ -80,7 +80,7 @@ def paired_interval(
 ) -> tuple[float, float, float]:
     """Mean difference of two figures of the same chips, and its percentile bootstrap interval.
 
-    Chips without one of the two (NaN) are left out.
+    Chips without one of the two (NaN) are skipped.
     """
     difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     difference = difference[~np.isnan(difference)]
@@ -139,7 +139,7 @@ def score_chips(
             found = predict(k, chip.image)
             if found.shape != chip.values.shape:
                 raise ChipError(
-                    f"{masks.names[k]} is predicted with {found.shape} px and has {chip.values.shape} px: "
+                    f"{masks.names[k]} is predicted with {found.shape} px but has {chip.values.shape} px: "
                     "label the same chips"
                 )
             counts.append(count_pixels(found, chip.values, len(classes)))

@@ -1,4 +1,4 @@
-"""Fit the confidence of polygons: extract scenes kept for selection, and check which polygons are correct."""
+"""Fit the confidence of polygons: extract scenes held out for selection, and check which polygons are correct."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ NAMES = (
     "log_area_px",
     "log_elongation",
 )
-"""What the model looks at. Not the area in square metres: a model that knows it would trust a sensor, not a shape."""
+"""Features of the model. Area in square metres is excluded: the model would learn the sensor instead of the shape."""
 
 LEAST = 30
-"""Polygons of either kind that a fit needs."""
+"""Minimum number of correct and of wrong polygons for a fit."""
 
 FOLDS = 5
-"""Parts by scene: a part is judged by a model that was fitted to the others."""
+"""Cross-validation folds by scene."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,27 @@ class Polygons:
     features: Float64Array
     """(N, F) of `NAMES`."""
     right: BoolArray
-    """(N,) whether at least half of each is landslide."""
+    """(N,) whether at least half of each polygon is landslide."""
     scene: Int64Array
     """(N,) number of its scene."""
     weight: Float64Array
-    """(N,) what each counts for in the fit."""
+    """(N,) weight of each in the fit."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Scenes of one kind and pixel size that polygons are looked at in."""
+    """Scenes of one kind and pixel size."""
 
     name: str
     scenes: Examples
     gsd: float
     """Metres per pixel."""
     weight: float = 1.0
-    """What all of its polygons together count for."""
+    """Total weight of all its polygons."""
 
 
 GSDS = (1.5, 4.0)
-"""Metres per pixel that orthophotos are shrunk to besides: what is sure at one size may not be at another."""
+"""Metres per pixel to which orthophotos are also reduced: confidence depends on pixel size."""
 
 WITHOUT = 24
 """Maximum number of images of each set without landslides."""
@@ -78,19 +78,19 @@ WITHOUT = 24
 def fit_confidence(
     networks: Networks, *, scenes: int, data: Data | None = None, progress: Progress | None = None
 ) -> FittedConfidence:
-    """Extract scenes, and fit a logistic model to which polygons are right.
+    """Extract scenes, and fit a logistic model that predicts which polygons are correct.
 
     Parameters
     ----------
     scenes
-        Synthetic scenes, from the first seed that is kept for selection.
+        Number of synthetic scenes, from the first seed for selection.
     data
-        Real images besides: orthophotos, chips of 10 m and images without landslides, of each those for selection.
+        Real images: orthophotos, chips of 10 m and images without landslides, those for selection of each.
 
     Raises
     ------
     GeolabelError
-        If scikit-learn is missing, or too few polygons were found.
+        If scikit-learn is missing, or there are too few polygons.
     """
     sources = _sources(scenes, data or Data())
     polygons = collect(sources, networks, progress or Silent())
@@ -100,7 +100,7 @@ def fit_confidence(
 
 
 def _sources(scenes: int, data: Data) -> list[Source]:
-    """Every kind with landslides counts the same, and so do all without them together."""
+    """Kinds with landslides have equal weights, and all without landslides together have the same."""
     synthetic = examples.SyntheticScenes(examples.SYNTHETIC["select"], scenes)
     seeds = f"seeds {synthetic.first} to {synthetic.first + scenes - 1}"
     sources = [Source(f"{scenes} synthetic scenes of geolabel ({seeds})", synthetic, examples.SYNTHETIC_GSD)]
@@ -116,7 +116,7 @@ def _sources(scenes: int, data: Data) -> list[Source]:
         sources.append(Source(f"{len(chips)} chips of 10 m with landslides ({data.l4s.name})", chips, L4S_GSD))
     without = examples.without_landslides(data.negatives, "select") if data.negatives else {}
     for name, plain in without.items():
-        # What has a place of its own would need its own pixel size.
+        # Georeferenced images would need their own pixel size.
         images = tuple(path for path in plain.images if path.suffix.lower() not in (".tif", ".tiff"))
         images = images[:: max(1, -(-len(images) // WITHOUT))]
         files = examples.Files(images, plain.images[0].parent / "masks")
@@ -125,7 +125,7 @@ def _sources(scenes: int, data: Data) -> list[Source]:
 
 
 def collect(sources: Sequence[Source], networks: Networks, progress: Progress) -> Polygons:
-    """Extract each scene and look at its polygons; what a feature is not known of is left out."""
+    """Extract each scene and compute the features of its polygons; those with unknown features are skipped."""
     numbers = count()
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         parts = []
@@ -143,7 +143,7 @@ def collect(sources: Sequence[Source], networks: Networks, progress: Progress) -
 
 
 def _look(folder: Path, example: Example, gsd: float, networks: Networks) -> tuple[Float64Array, BoolArray]:
-    # Features of the polygons of a scene, and which are right.
+    # Features of the polygons of a scene, and which are correct.
     path = write_scene(folder / "scene.tif", example, gsd)
     landslides = extract(path, networks=networks, parameters=Parameters(min_confidence=0))
     numbers, is_right = judged(polygon_ids(landslides.geometry, example_grid(example, gsd)), example.ids)
@@ -153,16 +153,16 @@ def _look(folder: Path, example: Example, gsd: float, networks: Networks) -> tup
 
 
 def _require_fitting() -> None:
-    """Make sure that a model can be fitted here; raises a GeolabelError that says what is missing."""
+    """Check that a model can be fitted here; raises a GeolabelError that names what is missing."""
     require("train", "sklearn", purpose="fitting the confidence")
 
 
 def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
-    """Fit a logistic model, and judge it on scenes that it was not fitted to.
+    """Fit a logistic model, and evaluate it by cross-validation over scenes.
 
     Returns
     -------
-    the model of all polygons, and figures of models that were fitted without the scenes they are judged on
+    the model of all polygons, and figures of models fitted without the scenes they are evaluated on
     """
     _require_fitting()
     from sklearn.linear_model import LogisticRegression
@@ -174,7 +174,7 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
     right, correct = polygons.right, int(polygons.right.sum())
     if min(correct, len(right) - correct) < LEAST:
         raise GeolabelError(
-            f"{correct} polygons are right and {len(right) - correct} wrong; at least {LEAST} of either kind are "
+            f"{correct} polygons are correct and {len(right) - correct} wrong; at least {LEAST} of each are "
             "needed: give more --scenes"
         )
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
@@ -207,5 +207,5 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
 
 
 def _plain(values: Float64Array) -> tuple[float, ...]:
-    # nine digits are more than the data can tell, and the same on every machine
+    # nine digits, which are more than significant and equal on every machine
     return tuple(round(float(value), 9) for value in values)

@@ -31,22 +31,22 @@ from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array
 log = logging.getLogger(__name__)
 
 LANDSLIDE = 1
-"""Value of landslides in a truth raster that does not name its classes; all others are background."""
+"""Value of landslides in a truth raster without class names; all other values are background."""
 
 NAME = "landslide"
-"""Name of the class in a raster that names them."""
+"""Name of the class in a raster with class names."""
 
 BLOCK = 2048
-"""Side in pixels of the parts that a truth raster is read in."""
+"""Side in pixels of the blocks in which a truth raster is read."""
 
 _Source = tuple[str | Path, str | None]
-"""A vector file and its layer, where it is named."""
+"""A vector file and its layer, if named."""
 
 CLASS = "class"
-"""The column that says what a polygon is of."""
+"""Column with the class of a polygon."""
 
 LAYER = "landslides"
-"""The layer to score, where the file has one of this name."""
+"""Layer to score, if the file has one of this name."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class Evaluation:
     """Figures of one inventory."""
 
     areas: Confusion
-    """In pixels of the truth raster, or in square metres."""
+    """Areas in pixels of the truth raster, or in square metres."""
     objects: ObjectScores
     true_ha: float
     """Hectares of true landslide; NaN without a CRS."""
     predicted_ha: float
     classes: Mapping[str, Evaluation] = field(default_factory=dict)
-    """Figures of each class, where several are compared; those above are then of all together."""
+    """Figures of each class, if several are compared; those above are then of all together."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; None for what is not defined.
+        """Plain values; None if undefined.
 
-        Several classes have their own figures under ``classes``, and the mean of those that are shares, without what is
-        not defined for a class, under ``mean``.
+        Several classes have their own figures under ``classes``, and the mean of shares, over the classes where they
+        are defined, under ``mean``.
         """
         areas, objects = self.areas, self.objects
         values: dict[str, float | int] = {
@@ -109,7 +109,7 @@ SHARES = (
     "object_recall",
     "object_f1",
 )
-"""Figures that have a mean over classes."""
+"""Figures with a mean over classes."""
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -130,15 +130,15 @@ def evaluate(
 ) -> Evaluation:
     """Score the polygons of one file against the truth in another.
 
-    A raster is compared pixel by pixel, those left out that it does not know; see `geolabel.io.read.label_rasters`. Its
-    landslides are 4-connected regions of the value 1, of the class named landslide, or of white beside 0. Polygons are
-    compared by their exact areas in an equal-area projection, and their landslides are connected regions too, however
-    they are cut into features. Where their background ends only `scene` or `aoi` can tell; without, nothing that needs
-    it is defined (accuracy, kappa, mean IoU). What is outside counts neither as right nor as wrong.
+    A raster is compared pixel by pixel, except unknown pixels; see `geolabel.io.read.label_rasters`. Its landslides are
+    4-connected regions of value 1, of the class named landslide, or of white on 0. Polygons are compared by exact areas
+    in an equal-area projection, and their landslides are connected regions too, however they are split into features.
+    Their background is only bounded by `scene` or `aoi`; without, figures that need it are undefined (accuracy, kappa,
+    mean IoU). Everything outside is ignored.
 
-    Classes are compared one by one where both sides name them and share a name: polygons in a column ``class``, rasters
-    in their band tags ``class_K``. They are those of either side, or where the truth is a raster, which may map more
-    than was looked for, those of the polygons and of the run that made them.
+    Classes are compared one by one if both sides name them and share a name: polygons in a column ``class``, rasters in
+    their band tags ``class_K``. All classes of either side are compared or, if the truth is a raster, which may have
+    more classes than were requested, those of the polygons and of their run.
 
     Parameters
     ----------
@@ -149,21 +149,21 @@ def evaluate(
     layer, truth_layer
         By default ``landslides``, or the only layer of polygons.
     scene
-        For a truth of polygons: the raster whose outline is judged. For a raster without georeference: the one of the
-        same size that it was made for.
+        For a truth of polygons: the raster whose outline bounds the comparison. For a truth raster without
+        georeference: a georeferenced raster of the same size and place.
     aoi, aoi_layer
-        Polygons: only what lies inside is judged. See `geolabel.io.read.features.read_aoi`.
+        Polygons: only the area inside is compared. See `geolabel.io.read.features.read_aoi`.
     classes
-        Names of those to compare; nothing else counts.
+        Names of the classes to compare.
 
     Raises
     ------
     VectorError
         If polygons cannot be read.
     SceneError
-        If a raster cannot be read or understood, or does not meet the polygons.
+        If a raster cannot be read or interpreted, or does not intersect the polygons.
     OptionError
-        If `scene` is given with a truth raster that has a place of its own, or a class with a side that knows no such.
+        If `scene` is given with a georeferenced truth raster, or a class with a side that does not have it.
     """
     area = None if aoi is None else (aoi, aoi_layer)
     layer = choose_layer(slides, layer, "--layer", preferred=LAYER, polygons=True)
@@ -177,22 +177,22 @@ def evaluate(
         truth_layer = choose_layer(truth, truth_layer, "--truth-layer", preferred=LAYER, polygons=True)
         return _against_polygons((slides, layer), (truth, truth_layer), scene=scene, aoi=area, wanted=classes)
     if scene is not None and not is_unplaced(grid_of(truth)):
-        raise OptionError(f"--scene {scene} is for a truth of polygons: the raster {truth} has an outline of its own")
+        raise OptionError(f"--scene {scene} is for a truth of polygons: the raster {truth} has its own outline")
     raster = LabelRaster.open(truth, scene=None if scene is None else grid_of(scene))
     return _against_raster((slides, layer), raster, area, classes)
 
 
 @dataclass(frozen=True)
 class _Polygons:
-    """N polygons and what they are of."""
+    """N polygons and their classes."""
 
     outlines: AnyArray
     names: AnyArray | None
-    """(N,) class of each; None where the file names none."""
+    """(N,) class of each; None if the file has no classes."""
 
     @classmethod
     def of(cls, features: gpd.GeoDataFrame) -> _Polygons:
-        """Take polygons as they are; one without a class is a landslide."""
+        """Take polygons from features; one without a class is a landslide."""
         names = features[CLASS].astype(object).where(features[CLASS].notna(), NAME) if CLASS in features else None
         outlines = np.asarray(features.geometry.to_numpy(), object)
         return cls(outlines, None if names is None else np.array([str(name) for name in names], object))
@@ -205,23 +205,23 @@ class _Polygons:
         return _Polygons(outlines, self.names)
 
     def of_classes(self, *classes: str) -> AnyArray:
-        """Outlines of these classes; all where the file names none."""
+        """Outlines of these classes; all if the file has no classes."""
         return self.outlines if self.names is None else self.outlines[np.isin(self.names, classes)]
 
     @property
     def classes(self) -> set[str]:
-        """All that are named."""
+        """All class names."""
         return set() if self.names is None else set(self.names.tolist())
 
 
 def _compared(
     slides: str | Path, predicted: set[str], truth: str | Path, true: set[str], wanted: Sequence[str], *, raster: bool
 ) -> tuple[str, ...]:
-    """Classes that are compared one by one; none where the sides are compared as they are."""
+    """Classes to compare one by one; empty to compare without classes."""
     if wanted:
         for path, names in ((slides, predicted), (truth, true)):
             if not names:
-                raise OptionError(f"class {wanted[0]}: {path} names no classes; leave it out, or add a column {CLASS}")
+                raise OptionError(f"class {wanted[0]}: {path} has no classes; omit it, or add a column {CLASS}")
         return choose_classes(sorted(predicted | true), wanted, f"{slides} and {truth}")
     if not predicted & true:
         if len(predicted) > 1 and true:
@@ -238,7 +238,7 @@ def _compared(
 
 
 def _per_class(classes: tuple[str, ...], compare: Callable[..., Evaluation]) -> Evaluation:
-    """Figures of all classes together, and of each where there are several."""
+    """Figures of all classes together, and of each if there are several."""
     together = compare(*classes)
     if len(classes) < 2:
         return together
@@ -250,16 +250,16 @@ def _per_class(classes: tuple[str, ...], compare: Callable[..., Evaluation]) -> 
 
 @dataclass(frozen=True)
 class _Shared:
-    """Where the true landslides of one block and the polygons meet."""
+    """Overlaps of the true landslides of a block and the polygons."""
 
     spans: Spans
     """True landslides."""
     covered: Int64Array
     """(S,) pixels of each span under any polygon."""
     pairs: Int64Array
-    """(N, 2) span of this block and polygon, counted from 1, that share pixels."""
+    """(N, 2) span of this block and polygon, numbered from 1, that share pixels."""
     pixels: Int64Array
-    """(N,) how many."""
+    """(N,) number of shared pixels."""
 
 
 def _against_raster(
@@ -281,7 +281,7 @@ def _against_raster(
 
 
 def _raster_figures(polygons: AnyArray, truth: LabelRaster, values: Sequence[int], aoi: _Source | None) -> Evaluation:
-    """Figures of polygons, in pixels, against the pixels of these values."""
+    """Figures of polygons, in pixels, against pixels with these values."""
     grid = truth.grid
     layers = [shapely.STRtree(polygons[members]) for members in _layers(polygons)]
     number_of = [(members + 1).astype(np.int32) for members in _layers(polygons)]
@@ -302,11 +302,11 @@ def _raster_figures(polygons: AnyArray, truth: LabelRaster, values: Sequence[int
         areas += Confusion.of(predicted, true, valid)
         meetings.append(_meet(Spans.of_mask(true & valid, window), predicted, numbers, window))
     if areas.tp + areas.fn == 0:
-        also = "" if truth.nodata is None else f"; {truth.nodata:g} is nodata there, which nobody has judged"
+        also = "" if truth.nodata is None else f"; {truth.nodata:g} is nodata there and not compared"
         names = " or ".join(truth.classes.get(value, NAME) if truth.named else NAME for value in values) or "such class"
         shown = " or ".join(map(str, values)) or "no"
         log.warning("%s holds no %s: these are pixels of value %s%s", truth.path, names, shown, also)
-    # what lies where nobody has judged is neither right nor wrong; what is smaller than a pixel is judged, and wrong
+    # area outside known pixels is ignored; a polygon smaller than a pixel is counted, and wrong
     counted = (judged[1:] > 0) | (burnt[1:] == 0)
     pixel_ha = math.nan if grid.crs is None else math.prod(grid.pixel_size_m()) / 10_000
     return Evaluation(
@@ -324,7 +324,7 @@ def _landslide(truth: LabelRaster) -> int:
         value = LANDSLIDE
     if value is None:
         raise SceneError(
-            f"{truth.path} holds {truth.listed()}, and landslides are the value {LANDSLIDE}, a class named {NAME} "
+            f"{truth.path} holds {truth.listed()}, but landslides are the value {LANDSLIDE}, a class named {NAME} "
             f"(band tag class_K={NAME}), or 255 where all else is 0: give a raster of landslides"
         )
     if len(truth.classes) >= IGNORE and not truth.named:
@@ -339,7 +339,7 @@ def _landslide(truth: LabelRaster) -> int:
 
 
 def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> _Polygons:
-    """The polygons that meet a raster, in its pixels.
+    """The polygons that intersect a raster, in its pixel coordinates.
 
     Raises
     ------
@@ -352,15 +352,15 @@ def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> _Polygon
     own = layer_info(path, layer)["crs"]
     if is_unplaced(grid) and own is not None and pyproj.CRS(own).geodetic_crs is not None:
         raise SceneError(
-            f"{truth.path} has no georeference, and the polygons of {path} are in {pyproj.CRS(own).name}: give --scene "
-            "with the raster of the same size that it was made for"
+            f"{truth.path} has no georeference, but the polygons of {path} are in {pyproj.CRS(own).name}: give --scene "
+            "with a georeferenced raster of the same size"
         )
     table = _Polygons.of(features)
     polygons = near(table.outlines, grid.crs, grid.outline)
     here = np.asarray(shapely.area(shapely.intersection(polygons, grid.outline)) > 0)
     if len(here) and not here.any():
         raise SceneError(
-            f"{truth.path} and the polygons of {path} do not meet: the raster covers "
+            f"{truth.path} and the polygons of {path} do not intersect: the raster covers "
             f"{span(grid.outline.bounds)}, the polygons cover {span(features.total_bounds)}; a CRS or the coordinates "
             "may be wrong"
         )
@@ -368,7 +368,7 @@ def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> _Polygon
 
 
 def _layers(polygons: AnyArray) -> list[Int64Array]:
-    """Members of as few layers as it takes for no two polygons of a layer to overlap."""
+    """Split polygons into as few groups as possible without overlaps in a group."""
     one, other = shapely.STRtree(polygons).query(polygons, predicate="intersects")
     before = one > other
     one, other = one[before], other[before]
@@ -398,12 +398,12 @@ def _meet(spans: Spans, predicted: BoolArray, layers: list[Int32Array], window: 
 
 
 def _overlaps(meetings: list[_Shared], polygon_area: Int64Array, counted: BoolArray) -> Overlaps:
-    """Join the true landslides of all blocks, and add up what polygons share with them."""
+    """Merge the true landslides of all blocks, and sum the overlaps of polygons with them."""
     spans, joined = join([part.spans for part in meetings])
     labels, count = spans.components(4)
     first = np.cumsum([0, *(len(part.spans) for part in meetings)])
     true = labels[joined[np.concatenate([part.pairs[:, 0] + n for part, n in zip(meetings, first, strict=False)])]]
-    place = np.cumsum(counted) - 1  # of each polygon among those that count; what meets a true landslide does
+    place = np.cumsum(counted) - 1  # new index of each counted polygon; those that overlap a true landslide are counted
     polygon = place[np.concatenate([part.pairs[:, 1] for part in meetings]) - 1]
     pixels = np.concatenate([part.pixels for part in meetings])
     pairs, inverse = np.unique(np.stack([true, polygon], axis=1), axis=0, return_inverse=True)
@@ -472,12 +472,12 @@ def _vector_figures(
 
 
 def _check_meet(predicted: AnyArray, true: AnyArray, slides: str | Path, truth: str | Path) -> None:
-    """Warn of sets that are far from each other: they may be right, but a wrong CRS looks the same."""
+    """Warn if the sets are far apart: that may be correct, but a wrong CRS looks the same."""
     if len(predicted) and len(true):
         spans = [shapely.total_bounds(polygons) for polygons in (predicted, true)]
         if not shapely.box(*spans[0]).intersects(shapely.box(*spans[1])):
             log.warning(
-                "no polygon of %s meets one of %s: in metres from the middle they cover %s, and %s",
+                "no polygon of %s intersects one of %s: in metres from the middle they cover %s, and %s",
                 slides,
                 truth,
                 *map(span, spans),

@@ -1,6 +1,6 @@
 """Images with the outlines of their landslides: folders of real ones, synthetic scenes, and packs of chips.
 
-One rule splits all of them, so that no image that weights are selected by is one that they are reported on.
+All are split by one rule, so that no image used for selection is used for reports.
 
 A pack is one file of chips, for machines with torch and Pillow: a ZIP archive of ``train/`` and ``val/``, each with
 ``images/*.jpg``, ``masks/*.png`` and a ``labels.csv``. Nothing in it is executed or unpickled; members with other names
@@ -37,10 +37,10 @@ SYNTHETIC: dict[Split, int] = {"report": 1000, "select": 800_000}
 """First seed of the synthetic scenes of each split; trainings use other seeds."""
 
 SYNTHETIC_SIZE, SYNTHETIC_GSD = 1024, 0.5
-"""Pixels a side of a synthetic scene, and metres per pixel."""
+"""Side in pixels of a synthetic scene, and metres per pixel."""
 
 SAMPLE, SAMPLE_SIZE = 1000, 2048
-"""Seed and size of the scene that the README begins with."""
+"""Seed and size of the scene in the README."""
 
 CHIP_GSD, L4S_GSD, HOKKAIDO_GSD = 0.8, 10.0, 3.0
 """Metres per pixel of the sets of chips: Bijie's, Landslide4Sense's and Hokkaido's."""
@@ -56,29 +56,29 @@ FOLDS = 5
 """One in this many images of a training folder is kept for selection."""
 
 MINIMUM = 64
-"""Minimum area in pixels of a landslide that counts as an object."""
+"""Minimum area in pixels of a landslide for object counts."""
 
 MINIMUM_OUTLINED = 1000
-"""The same in orthophotos outlined by hand and resampled, where specks came off the outlines."""
+"""The same for orthophotos outlined by hand and resampled, where specks became detached from outlines."""
 
 INSIDE = 127
 """Grey values of a mask above this are landslide."""
 
 CROP = 0.6
-"""Sides of an off-centre crop, as a share of the image's."""
+"""Side of an off-centre crop, as a share of the image's."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image and where its landslides are."""
+    """An image with its landslides."""
 
     name: str
     rgb: UInt8Array
-    """(H, W, 3) as the file holds it, not stretched."""
+    """(H, W, 3) as stored in the file, not stretched."""
     ids: Int32Array
     """(H, W) number of the landslide, from 1; 0 elsewhere."""
     minimum: int = MINIMUM
-    """Minimum area in pixels of a landslide that counts as an object."""
+    """Minimum area in pixels of a landslide for object counts."""
 
     @property
     def truth(self) -> BoolArray:
@@ -87,7 +87,7 @@ class Example:
 
 
 class Examples(Protocol):
-    """A sized iterable of examples, each made when it is reached."""
+    """A sized iterable of examples, each created on iteration."""
 
     def __len__(self) -> int: ...
 
@@ -148,11 +148,11 @@ class SyntheticScenes:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """Examples as coarser pixels show them."""
+    """Examples resampled to coarser pixels."""
 
     items: Examples
     factor: float
-    """Coarser over finer pixel size."""
+    """Ratio of coarse to fine pixel size."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -194,17 +194,17 @@ class Data:
 
     @classmethod
     def inside(cls, folder: Path) -> Data:
-        """Take the folders of `FOLDERS` that a folder holds.
+        """The folders of `FOLDERS` that exist in a folder.
 
         Raises
         ------
         OptionError
-            If it holds none of them.
+            If none of them exists.
         """
         found = {field: folder / name for field, name in FOLDERS.items() if (folder / name).is_dir()}
         if not found:
             known = ", ".join(FOLDERS.values())
-            raise OptionError(f"{folder} holds none of the folders {known}: give one of them by its own option")
+            raise OptionError(f"{folder} contains none of the folders {known}: give one of them by its own option")
         return cls(**found)
 
 
@@ -254,13 +254,13 @@ def report_only(folder: Path) -> Files:
 def without_landslides(folder: Path, split: Split) -> dict[str, Negatives]:
     """Sets of images without landslides, one of each folder in `folder`.
 
-    Images that `is_reported` names are for reports. Trainings use all others, one fifth of which is for selection: the
+    Images selected by `is_reported` are for reports. Trainings use all others, one fifth of which is for selection: the
     SHA-1 of the file's stem, as an integer, is 1 modulo 5.
 
     Raises
     ------
     OptionError
-        If no folder holds an image of this split, or the pixel size of a folder is unknown.
+        If no folder has an image of this split, or the pixel size of a folder is unknown.
     """
     sets = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -275,7 +275,7 @@ def without_landslides(folder: Path, split: Split) -> dict[str, Negatives]:
         if images:
             sets[place.name] = Negatives(images, stated_gsd(place.name))
     if not sets:
-        raise OptionError(f"{folder} holds no image of this split: give a folder with a folder for each set of images")
+        raise OptionError(f"{folder} has no image of this split: give a folder with a folder for each set of images")
     return sets
 
 
@@ -291,7 +291,7 @@ def stated_gsd(name: str) -> float:
     if ending:
         return float(ending[1].replace("p", "."))
     if name not in NEGATIVES_GSD:
-        raise OptionError(f"{name}: the size of its pixels is unknown; let the folder's name end in it, as {name}_0p3m")
+        raise OptionError(f"{name}: the size of its pixels is unknown; append it to the folder's name, as {name}_0p3m")
     return NEGATIVES_GSD[name]
 
 
@@ -305,12 +305,12 @@ def tiffs(folder: Path) -> list[Path]:
     """
     found = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".tif", ".tiff"))
     if not found:
-        raise OptionError(f"{folder} holds no GeoTIFF (.tif, .tiff): give a folder with scenes that show no landslide")
+        raise OptionError(f"{folder} has no GeoTIFF (.tif, .tiff): give a folder with scenes that show no landslide")
     return found
 
 
 def fold_of(name: str) -> int:
-    """Which of `FOLDS` parts a name belongs to, the same on every machine."""
+    """Which of `FOLDS` folds a name belongs to, the same on every machine."""
     return int(hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS
 
 
@@ -321,7 +321,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _files(folder: Path, wanted: Sequence[Path]) -> Files:
     if not wanted:
-        raise OptionError(f"{folder} holds no image of this split: give a folder with images/ and masks/")
+        raise OptionError(f"{folder} has no image of this split: give a folder with images/ and masks/")
     return Files(tuple(wanted), folder / "masks")
 
 
@@ -329,7 +329,7 @@ def _files(folder: Path, wanted: Sequence[Path]) -> Files:
 
 
 def landslide_prompts(ids: Int32Array, minimum: int) -> Prompts:
-    """Box and centroid of each landslide of `minimum` pixels or more; `Prompts.ids` are their numbers."""
+    """Box and centroid of each landslide of at least `minimum` pixels; `Prompts.ids` are their numbers."""
     boxes: list[tuple[int, ...]] = []
     points: list[Float64Array] = []
     numbers = []
@@ -351,7 +351,7 @@ def landslide_prompts(ids: Int32Array, minimum: int) -> Prompts:
 def off_centre(example: Example) -> Example:
     """Crop an example with landslides so that the first may be anywhere in it, at the same pixel size.
 
-    The name seeds the position, uniform over all crops that hold the landslide's centroid.
+    The name seeds the position, which is uniform over all crops that contain the landslide's centroid.
     """
     rng = np.random.default_rng(int(hashlib.sha1(example.name.encode(), usedforsecurity=False).hexdigest()[:8], 16))
     centre = landslide_prompts(example.ids, minimum=1).points[0, 0, ::-1]
@@ -364,7 +364,7 @@ def off_centre(example: Example) -> Example:
 
 
 def shrunk(example: Example, factor: float) -> Example:
-    """Resample an example to pixels `factor` times as large: mean colours, landslide where half of a pixel is one."""
+    """Resample an example to pixels `factor` times as large: mean colours, majority of landslide."""
     height, width = (max(1, round(side / factor)) for side in example.ids.shape)
     rgb = np.array(Image.fromarray(example.rgb).resize((width, height), Image.Resampling.BOX))
     cover = Image.fromarray(example.truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
@@ -377,7 +377,7 @@ SPLITS = ("train", "val")
 MEMBER = re.compile(r"(train|val)/(labels\.csv|chips\.json|images/[^/\\:]+\.jpg|masks/[^/\\:]+\.png)")
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of all members: the same chips give the same bytes."""
+"""Time of all members, so that the same chips give the same bytes."""
 
 LARGEST = 1 << 30
 """Maximum size of the unpacked members, bytes."""
@@ -420,7 +420,7 @@ def pack_chips(
 
 
 def unpack_chips(path: Path, folder: Path) -> Path:
-    """Write the chips of a pack to a folder, unless it holds them, and return the folder.
+    """Write the chips of a pack to a folder, unless they are there, and return the folder.
 
     Raises
     ------
@@ -432,7 +432,9 @@ def unpack_chips(path: Path, folder: Path) -> Path:
             members = archive.infolist()
             strange = [m.filename for m in members if not MEMBER.fullmatch(m.filename)]
             if strange or sum(m.file_size for m in members) > LARGEST:
-                raise OptionError(f"{path} is no pack of chips ({(strange or ['too large'])[0]}): make it with --pack")
+                raise OptionError(
+                    f"{path} is not a pack of chips ({(strange or ['too large'])[0]}): write one with --pack"
+                )
             for member in members:
                 target = folder / member.filename
                 if not target.is_file() or target.stat().st_size != member.file_size:
@@ -440,5 +442,5 @@ def unpack_chips(path: Path, folder: Path) -> Path:
                     with saving(target) as part:
                         part.write_bytes(archive.read(member))
     except (OSError, zipfile.BadZipFile) as error:
-        raise OptionError(f"{path} cannot be read as a pack of chips ({error}): make it with --pack") from error
+        raise OptionError(f"{path} cannot be read as a pack of chips ({error}): write one with --pack") from error
     return folder

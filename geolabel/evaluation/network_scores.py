@@ -31,16 +31,16 @@ from geolabel.training.pictures import stretch
 from geolabel.types import AnyArray, BoolArray, Float32Array, Float64Array, UInt8Array
 
 MARGIN = 1 / 8
-"""Minimum margin around a box that a method sees of the image, as a share of the box's longer side."""
+"""Minimum margin around a box in a method's crop, as a share of the box's longer side."""
 
 BASELINE_SIDE = 192
-"""Maximum side in pixels of what the baselines see; larger crops are reduced."""
+"""Maximum side in pixels of the baselines' crops; larger crops are reduced."""
 
 THRESHOLDS = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
-"""Thresholds of an activation map; the best one is chosen on chips that are kept for it."""
+"""Thresholds of an activation map; the best one is chosen on chips reserved for that."""
 
 MOSAIC_TILE = 512
-"""Side in pixels of the tiles that a mosaic of chips is predicted in."""
+"""Side in pixels of the tiles in which a mosaic of chips is predicted."""
 
 Outliner = Callable[[UInt8Array, Float64Array, Float64Array], BoolArray]
 """Image (H, W, 3), box and point to mask (H, W)."""
@@ -50,7 +50,7 @@ Paint = Callable[[Chip], UInt8Array]
 
 
 def iou(found: BoolArray, truth: BoolArray) -> float:
-    """Intersection over union of two masks (H, W); 0 where both are empty."""
+    """Intersection over union of two masks (H, W); 0 if both are empty."""
     either = np.count_nonzero(found | truth)
     return np.count_nonzero(found & truth) / either if either else 0.0
 
@@ -61,13 +61,13 @@ def iou(found: BoolArray, truth: BoolArray) -> float:
 def mask_ious(
     examples: Iterable[Example], methods: dict[str, tuple[Outliner, int]]
 ) -> tuple[list[Measurement], list[Case]]:
-    """Ask each method for each landslide by its true box and centroid.
+    """Prompt each method with the true box and centroid of each landslide.
 
     Parameters
     ----------
     methods
-        By name: the outliner and its maximum side in pixels. A landslide that does not fit into it with a margin is
-        shown reduced; its mask is judged at the image's own pixels all the same.
+        By name: the outliner and its maximum side in pixels. A landslide that does not fit with a margin is reduced;
+        its mask is still evaluated in the image's own pixels.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def mask_ious(
 
 
 def _outline(outline: Outliner, side: int, rgb: UInt8Array, one: Prompts) -> tuple[Window, BoolArray]:
-    """Mask of one landslide in a window of the image around it."""
+    """Mask of one landslide, from a window of the image around it."""
     x0, y0, x1, y1 = one.extents[0].tolist()
     wanted = max(side, round(max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)))
     place = window_around((y0 + y1) / 2, (x0 + x1) / 2, wanted, *rgb.shape[:2])
@@ -99,7 +99,7 @@ def _outline(outline: Outliner, side: int, rgb: UInt8Array, one: Prompts) -> tup
     shown = _resize(rgb[place.slices], size, Image.Resampling.BOX)
     moved = one.shift(-place.col, -place.row)
     factors = np.array([size[0] / place.width, size[1] / place.height])
-    # the point is the index of a pixel: its centre moves as the pixels' edges do
+    # the point is a pixel index: its centre scales like pixel edges
     point = (moved.points[0, 0] + 0.5) * factors - 0.5
     mask = outline(shown, moved.boxes[0] * np.tile(factors, 2), point)
     full = _resize(mask.astype(np.uint8), (place.width, place.height), Image.Resampling.NEAREST)
@@ -126,13 +126,13 @@ class SegmenterOutliner:
     segmenter: Segmenter
 
     def __call__(self, rgb: UInt8Array, box: Float64Array, point: Float64Array) -> BoolArray:
-        """Mask (H, W) that answers a box and a point."""
+        """The mask (H, W) for a box and a point."""
         (masks,) = self.segmenter([rgb], [Prompts.build(box[None], point[None])])
         return np.asarray(masks.scores[0] >= EDGE)
 
 
 def outliners(segmenter: Segmenter) -> dict[str, tuple[Outliner, int]]:
-    """The segmenter and its baselines; GrabCut only where OpenCV is installed."""
+    """The segmenter and its baselines; GrabCut only if OpenCV is installed."""
     methods: dict[str, tuple[Outliner, int]] = {
         OURS: (SegmenterOutliner(segmenter), segmenter.window),
         "filled box": (lambda rgb, box, _: baselines.box_mask(rgb.shape, box), BASELINE_SIDE),
@@ -153,15 +153,15 @@ def map_hits(
 ) -> tuple[list[Measurement], list[Case]]:
     """Share of images with landslides in which the maximum of a map is on one.
 
-    Baselines are averaged over cells of the map's stride, so that all choose among the same places: the centres of
-    cells. Where several cells have the maximum, the share of them on a landslide counts.
+    Baselines are averaged over cells of the map's stride, so that all choose among the same places, the centres of
+    cells. If several cells have the maximum, the share of them on a landslide is used.
 
     Parameters
     ----------
     index
         Class of the localizers.
     others
-        Localizers to compare it with, by name.
+        Localizers to compare with, by name.
     """
     hits: dict[str, list[float]] = defaultdict(list)
     cases: list[Case] = []
@@ -189,7 +189,7 @@ def map_hits(
 
 
 def _at_centres(truth: BoolArray, stride: int) -> BoolArray:
-    """Truth (H, W) at the centres of cells, those at the frame moved into the image."""
+    """Truth (H, W) at the centres of cells; centres outside the image are moved to its frame."""
     rows, cols = (np.minimum(np.arange(-(-n // stride)) * stride + stride // 2, n - 1) for n in truth.shape)
     return np.asarray(truth[rows[:, None], cols])
 
@@ -223,7 +223,7 @@ def gate_scores(
 ) -> GateScores:
     """Score images at their own size by the gate and by its baselines.
 
-    The baselines are what a data set gives away: its landslide chips are small, bare, and barest in the middle.
+    The baselines are artefacts of a data set: its landslide chips are small, bare, and barest in the middle.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def gate_scores(
 
 
 def _pairs(chips: Chips) -> Iterator[tuple[Chip, int, BoolArray, BoolArray]]:
-    """Yield each chip with each class that it shows and its mask marks: chip, class, its mask, the judged pixels."""
+    """Yield each chip with each class that it shows and its mask marks: chip, class, mask, known pixels."""
     for k in range(len(chips)):
         chip = chips.chip(k)
         if chip.mask is not None:
@@ -267,11 +267,11 @@ class MapScores:
     names: list[str]
     """(P,)"""
     hits: list[float]
-    """(P,) whether the maximum is on the mask; the share of them where several places have it."""
+    """(P,) whether the maximum is on the mask; the share of maxima if there are several."""
     ious: list[list[float]]
     """(P, T) IoU at each of `THRESHOLDS`."""
     areas: list[float]
-    """(P,) share of the chip under the mask: the hits of a random place."""
+    """(P,) share of the chip under the mask: the hit rate of a random place."""
 
     @classmethod
     def of(cls, localizer: Localizer, chips: Chips) -> Self:
@@ -290,7 +290,7 @@ class MapScores:
         return cls(names, hits, ious, areas)
 
     def best_threshold(self) -> int:
-        """Index of the threshold of the highest mean IoU."""
+        """Index of the threshold with the highest mean IoU."""
         return int(np.mean(self.ious, axis=0).argmax())
 
     def at(self, threshold: int) -> Float64Array:
@@ -303,9 +303,9 @@ def _at_size(activation: Activation, c: int, size: tuple[int, ...]) -> Any:
 
 
 def image_scores(localizer: Localizer, chips: Chips) -> dict[str, float]:
-    """Accuracy and mean ROC AUC, over the classes, of whether chips show them.
+    """Accuracy and mean ROC AUC over the classes, for whether chips show them.
 
-    A localizer of one view is enough: other scales and mirrored views change maps, not probabilities.
+    A single-view localizer suffices: other scales and mirrored views change maps, not probabilities.
     """
     probabilities = np.stack([localizer([chips.rgb(k)])[0].probability for k in range(len(chips))])
     areas = [area_under_curve(p.astype(np.float64), t) for p, t in zip(probabilities.T, chips.labels.T, strict=True)]
@@ -315,9 +315,9 @@ def image_scores(localizer: Localizer, chips: Chips) -> dict[str, float]:
 
 
 def label_scores(paint: Paint, chips: Chips) -> dict[str, Any]:
-    """Figures of label maps over all pixels of all chips, and the IoU of each chip that shows something.
+    """Figures of label maps over all pixels of all chips, and the IoU of each chip that shows a class.
 
-    Pixels that a label map ignores are not judged.
+    Pixels that a label map ignores are skipped.
     """
     classes = (BACKGROUND, *chips.classes)
     names, counts, shows, each = [], [], [], []
@@ -348,13 +348,13 @@ class ChipMosaic:
     """Chips side by side as one scene, in which a landslide may be anywhere."""
 
     rgb: UInt8Array
-    """(H, W, 3) 0 where no chip is."""
+    """(H, W, 3) 0 between chips."""
     truth: UInt8Array
-    """(H, W) values of masks; 255 where no chip is."""
+    """(H, W) values of masks; 255 between chips."""
 
 
 def mosaic_of(chips: Chips, *, width: int = MOSAIC_WIDTH, seed: int = 0) -> ChipMosaic:
-    """Lay chips with masks in rows, in an order shuffled with a seed; chips of similar height share a row."""
+    """Arrange chips with masks in rows, in an order shuffled with a seed; chips of similar height share a row."""
     found = [chip for chip in (chips.chip(k) for k in range(len(chips))) if chip.mask is not None]
     order = np.random.default_rng(seed).permutation(len(found))
     shuffled = [found[k] for k in order]
@@ -369,12 +369,12 @@ def mosaic_of(chips: Chips, *, width: int = MOSAIC_WIDTH, seed: int = 0) -> Chip
 def mosaic_scores(
     score: Callable[[UInt8Array], UInt8Array], mosaic: ChipMosaic, classes: Sequence[str]
 ) -> dict[str, float]:
-    """Figures of a mosaic that is predicted tile by tile and blended as scenes are.
+    """Figures of a mosaic that is predicted tile by tile and blended like a scene.
 
     Parameters
     ----------
     score
-        Grey values (h, w) of a tile (h, w, 3): the probability of the first class, of 255.
+        Grey values (h, w) of a tile (h, w, 3): the probability of the first class, times 255.
     classes
         Names of the background and the first class.
     """

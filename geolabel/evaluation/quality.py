@@ -1,4 +1,4 @@
-"""``bench quality``: measure sections or reuse those measured before, derive tables, write the page."""
+"""``bench quality``: measure sections or reuse earlier measurements, derive tables, write the page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from geolabel.types import BoolArray, Float64Array
 log = logging.getLogger(__name__)
 
 TABLE, PAGE, CURVES, PARTS = "quality.json", "quality.md", "reliability.png", "sections"
-"""Files in the folder given: the table twice, the reliability curves, and the folder of single sections."""
+"""Output files: the table in two formats, the reliability curves, and the folder of single sections."""
 
 GSD_LIMITS = (0.1, 0.3, 1.0, 2.5, 7.0, 30.0)
 """Metres per pixel between the bands."""
@@ -91,7 +91,7 @@ def _whole(sets: dict[str, list[Case]]) -> dict[str, dict[str, SceneScores]]:
 
 
 def gains(sets: dict[str, list[Case]]) -> Section:
-    """Polygons beside the activation map that they come from."""
+    """Polygons compared with the activation map that they come from."""
     measured = []
     for name, scores in _whole(sets).items():
         ours, alone = scores[OURS], scores[ACTIVATION_ALONE]
@@ -151,7 +151,7 @@ def widths(sets: dict[str, list[Case]]) -> Section:
 
 
 def images(sets: dict[str, list[Case]]) -> Section:
-    """Means over images beside pooled pixels, in which a large landslide outweighs a hundred small ones."""
+    """Means over images compared with pooled pixels, in which one large landslide outweighs a hundred small ones."""
     measured, notes = [], ["Means are over images that show a landslide; pooled figures are over all."]
     for name, cases in sets.items():
         if WITHOUT in name or f"{CHIPS}{name}" in sets:
@@ -187,7 +187,7 @@ def curves(measured: Iterable[Section]) -> dict[str, list[Bin]]:
             kind = name.partition(", ")[0]
             if kind in ("gate", "confidence"):
                 pairs[name] = [(case["said"], case["true"]) for case in cases]
-                # shrunk copies of a scene would count it twice, and training data proves nothing
+                # reduced copies would count a scene twice, and training data is not evidence
                 if section.name not in ("band", "synthetic") and name.partition(", ")[2] != TRAINED_ON:
                     pairs[f"{kind}, {ALL_REAL}"] += pairs[name]
     return {name: reliability(*_columns(some)) for name, some in pairs.items() if some}
@@ -235,27 +235,27 @@ def calibration(known: dict[str, list[Bin]]) -> list[Section]:
 def bench_quality(
     out: Path, bench: Bench, *, only: Sequence[str] = tuple(SECTIONS), overwrite: bool = False
 ) -> dict[str, Path]:
-    """Measure and write the table; sections that were measured before under the same key are kept.
+    """Measure and write the table; earlier measurements with the same key are kept.
 
-    A key that differs in the version of geolabel alone is the same one: the page names the version of each section.
+    Keys that differ only in the version of geolabel are equal: the page names the version of each section.
 
     Parameters
     ----------
     out
-        Folder; made if it does not exist.
+        Output folder; created if necessary.
     only
-        Sections to measure, of `SECTIONS`.
+        Names of `SECTIONS` to measure.
     overwrite
-        Whether to measure them again where they were measured before.
+        Whether to repeat earlier measurements.
 
     Returns
     -------
-    files written, by what they are
+    written files, by kind
 
     Raises
     ------
     OptionError
-        If one of these sections was measured before under another key, and `overwrite` is not given.
+        If one of these sections was measured under another key, and `overwrite` is not set.
     """
     folders = [folder for folder in asdict(bench.data).values() if folder is not None]
     with work_folder(out, overwrite=False, inputs=folders, shared=True):
@@ -288,7 +288,7 @@ def _measure(bench: Bench, name: str, key: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_kept(parts: Path, only: Sequence[str], key: dict[str, Any]) -> None:
-    """Refuse sections that were measured before under another key."""
+    """Refuse sections that were measured under another key."""
     for name in only:
         path = parts / f"{name}.json"
         if path.is_file() and (difference := _difference(read_json(path), key)):
@@ -296,8 +296,8 @@ def _check_kept(parts: Path, only: Sequence[str], key: dict[str, Any]) -> None:
 
 
 def _difference(held: dict[str, Any], key: dict[str, Any]) -> str | None:
-    # the figures of all versions are to be the same: their versions are written down, not compared, and a parameter
-    # that a version did not have had no effect in it
+    # all versions must give the same figures: versions are recorded, not compared, and a parameter that a version did
+    # not have had no effect in it
     known = held["key"]["parameters"]
     parameters = {name: value for name, value in key["parameters"].items() if name in known}
     compared = {name: key[name] for name in ("networks", "split", "limit", "data")}
@@ -305,7 +305,7 @@ def _difference(held: dict[str, Any], key: dict[str, Any]) -> str | None:
 
 
 def _kept(parts: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Files of all sections that were measured under a key, by name."""
+    """Files of all sections measured under a key, by name."""
     held = {name: read_json(parts / f"{name}.json") for name in SECTIONS if (parts / f"{name}.json").is_file()}
     for name, values in held.items():
         if difference := _difference(values, key):
@@ -321,7 +321,7 @@ def _kept(parts: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:
-    """SHA-256 of a network, and the data that its file says it was trained on."""
+    """SHA-256 of a network, and the training data recorded in its file."""
     path = loading.file_of(recipe)
     trained = loading.describe(path).get("trained") or {}
     return {

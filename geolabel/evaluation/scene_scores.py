@@ -1,4 +1,4 @@
-"""Agreement of polygons with the landslides of scenes: counts that add up over scenes, on equal-area planes."""
+"""Agreement of polygons with the landslides of scenes: counts that can be added over scenes, in equal-area planes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from geolabel.metrics import HALF, Boundary, Confusion, WidthCounts, object_widt
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 
 WITHOUT, CHIPS = " without ", "chips, "
-"""In the names of parts of a mosaic: all but one chip, and its chips one by one."""
+"""Name parts of a mosaic's sets: all but one chip, and its chips one by one."""
 
 
 # --- one scene -------------------------------------------------------------------------------------------------------
@@ -50,13 +50,13 @@ class Truth:
     """The landslides of a scene."""
 
     ids: Int32Array
-    """(H, W) number of the landslide, from 1; 0 on other ground, negative where nothing is judged."""
+    """(H, W) number of the landslide, from 1; 0 on other ground, negative where unknown."""
     minimum: int = 1
-    """Minimum area in pixels of an object; smaller landslides count by area alone."""
+    """Minimum area in pixels of an object; smaller landslides count by area only."""
 
     @cached_property
     def objects(self) -> Int32Array:
-        """(H, W) numbers of the landslides that count as objects; 0 elsewhere."""
+        """(H, W) numbers of the landslides that are objects; 0 elsewhere."""
         ids = np.maximum(self.ids, 0)
         large = np.bincount(ids.ravel()) >= self.minimum
         large[0] = False
@@ -71,12 +71,12 @@ class Truth:
 
 @dataclass(frozen=True)
 class SceneScores:
-    """Agreement of polygons with the landslides of some scenes: by area, along the outlines, and by object."""
+    """Agreement of polygons with the landslides of some scenes: by area, outline, and object."""
 
     areas: Confusion = field(default_factory=Confusion)
     boundary: Boundary = field(default_factory=Boundary)
     widths: WidthCounts = field(default_factory=WidthCounts)
-    """True landslides, and those that predictions cover to at least half."""
+    """True landslides, and those at least half covered by predictions."""
     polygons: int = 0
     right: int = 0
     """Polygons at least half of which is landslide."""
@@ -135,7 +135,7 @@ def _shares(ids: Int32Array, mask: BoolArray) -> Float64Array:
 
 
 def judged(ids: Int32Array, truth: Int32Array) -> tuple[Int64Array, BoolArray]:
-    """Ascending numbers of the polygons that hold a pixel's centre, and whether at least half of each is landslide."""
+    """Ascending numbers of the polygons with a pixel's centre, and whether each is at least half landslide."""
     numbers = np.unique(ids[ids > 0]).astype(np.int64)
     return numbers, _shares(ids, truth > 0) >= HALF
 
@@ -188,7 +188,7 @@ class SceneSets:
 def scene_case(name: str, gsd: float, scores: dict[str, SceneScores]) -> Case:
     """Scores of one scene by method, as plain values."""
     areas = scores[OURS].areas
-    # without a landslide there is nothing that an IoU could be good at
+    # without a landslide, IoU is meaningless
     iou = round(areas.iou, 4) if areas.tp + areas.fn else None
     return {"name": name, OURS: iou, "gsd": gsd, "tallies": {method: one.plain() for method, one in scores.items()}}
 
@@ -202,7 +202,7 @@ def measure_scenes(
     more: Baselines | None = None,
     minimum: int = 1,
 ) -> None:
-    """Extract each image of a set as a scene of its own, and compare the answers of all methods with the truth.
+    """Extract each image of a set as a separate scene, and compare the answers of all methods with the truth.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def measure_mosaic(
     gsd
         Metres per pixel of the scene.
     by_chip
-        Whether to judge it also without the chip with the most landslide, and chip by chip.
+        Whether to evaluate it also without the chip with the most landslide, and chip by chip.
     """
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         path = Path(folder) / "mosaic.tif"
@@ -257,27 +257,27 @@ def measure_mosaic(
 
 
 def _areas(answers: dict[str, Answer], mosaic: Mosaic, chip: str) -> dict[str, SceneScores]:
-    """Scores by area alone of one chip, whose frame cuts polygons and landslides."""
+    """Scores by area of one chip, whose frame clips polygons and landslides."""
     place = mosaic.places[chip].slices
     true = mosaic.ids[place] > 0
     return {m: SceneScores(Confusion.of(a.ids[place] > 0, true, a.valid[place])) for m, a in answers.items()}
 
 
 TOUCHING = 1e-3
-"""Metres, or units without CRS, between polygons that share an edge; changing a CRS moves edges by less."""
+"""Tolerance in metres, or units without CRS, for shared edges; reprojection moves edges by less."""
 
 
 def regions(polygons: AnyArray) -> AnyArray:
-    """(T,) connected regions of polygons, what a raster of them shows as one.
+    """(T,) connected regions of polygons, as in a raster of them.
 
-    Parts of a multipolygon are regions of their own; polygons that overlap or share an edge are one, those that meet
-    at a corner are not.
+    Parts of a multipolygon are separate regions; polygons that overlap or share an edge are one, those that meet at a
+    corner are not.
     """
     parts = shapely.get_parts(polygons)
     one, other = shapely.STRtree(parts).query(parts, predicate="dwithin", distance=TOUCHING)
     pairs = one < other
     one, other = one[pairs], other[pairs]
-    # a common edge of some length: around a corner two polygons share no more than a few squares of the tolerance
+    # a common edge has a length: around a corner, two polygons share only a few squares of the tolerance
     common = shapely.area(shapely.intersection(shapely.buffer(parts[one], TOUCHING), parts[other]))
     edge = common > 4 * TOUCHING**2
     graph = coo_array((np.ones(edge.sum(), bool), (one[edge], other[edge])), shape=(len(parts), len(parts)))
@@ -290,9 +290,9 @@ def regions(polygons: AnyArray) -> AnyArray:
 
 
 def plane_of(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
-    """An equal-area projection around the middle of the first layer that has features, in that layer's own datum.
+    """An equal-area projection centred on the first layer with features, in that layer's datum.
 
-    None where a layer has no place on Earth: coordinates are compared as they are.
+    None if a layer has no CRS, or a local one: coordinates are compared untransformed.
     """
     infos = [layer_info(path, layer) for path, layer in sources]
     systems = [None if info["crs"] is None else pyproj.CRS(info["crs"]) for info in infos]
@@ -306,9 +306,9 @@ def plane_of(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
     to_lonlat = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
     lon, lat = to_lonlat.transform([left, (left + right) / 2, right], [bottom, (bottom + top) / 2, top])
     if not np.isfinite([lon[1], lat[1]]).all():
-        raise VectorError(f"the polygons around {(left, bottom, right, top)} lie outside what {crs.name} can map")
+        raise VectorError(f"the polygons around {(left, bottom, right, top)} are outside the area of {crs.name}")
     middle = lon[1]
-    if lon[2] - lon[0] > 180:  # on both sides of the antimeridian, and the mean of the numbers is round the Earth
+    if lon[2] - lon[0] > 180:  # across the antimeridian, where the mean longitude is on the other side of the Earth
         points = shapely.get_coordinates(read_layer(*sources[filled[0]], columns=()).geometry.to_numpy())
         east = np.exp(1j * np.radians(to_lonlat.transform(*points.T)[0]))
         middle = math.degrees(np.angle(east.mean()))
@@ -318,12 +318,12 @@ def plane_of(*sources: tuple[str | Path, str]) -> pyproj.CRS | None:
 def extent_of(
     plane: pyproj.CRS | None, scene: str | Path | None, aoi: tuple[str | Path, str | None] | None
 ) -> shapely.Geometry | None:
-    """What is judged: the outline of a scene, an area of interest, or what both share; None for everything.
+    """The compared area: the outline of a scene, an area of interest, or their intersection; None for everything.
 
     Raises
     ------
     VectorError
-        If they do not meet.
+        If they do not intersect.
     """
     parts = [] if aoi is None else [read_aoi(aoi[0], plane, aoi[1])]
     if scene is not None:
@@ -334,12 +334,12 @@ def extent_of(
         return None
     extent = shapely.intersection_all(parts)
     if extent.area == 0:
-        raise VectorError(f"{aoi and aoi[0]} and {scene} do not meet: a CRS or the coordinates may be wrong")
+        raise VectorError(f"{aoi and aoi[0]} and {scene} do not intersect: a CRS or the coordinates may be wrong")
     return extent
 
 
 def covered(polygons: AnyArray, cover: Any) -> AnyArray:
-    """(K,) area of each polygon under a cover, part of the cover by part."""
+    """(K,) area of each polygon under a cover, computed per part of the cover."""
     parts = shapely.get_parts(cover)
     index, part = shapely.STRtree(parts).query(polygons, predicate="intersects")
     shared = shapely.area(shapely.intersection(polygons[index], parts[part]))

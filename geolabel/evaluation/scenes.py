@@ -72,15 +72,15 @@ def write_scene(path: Path, example: Example, gsd: float) -> Path:
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Landslides of chips laid side by side, and where the chips are."""
+    """Landslides of chips laid side by side, with the windows of the chips."""
 
     ids: Int32Array
-    """(H, W) number of the landslide, from 1; 0 on other ground, -1 where no chip is."""
+    """(H, W) number of the landslide, from 1; 0 on other ground, -1 between chips."""
     places: dict[str, Window]
-    """By the chip's name."""
+    """Windows by the chip's name."""
 
     def without(self, name: str) -> Int32Array:
-        """Numbers (H, W) with -1 on one chip, which is then not judged."""
+        """Numbers (H, W) with -1 on one chip, which excludes it."""
         ids = self.ids.copy()
         ids[self.places[name].slices] = -1
         return ids
@@ -101,7 +101,7 @@ class Mosaic:
 
 
 def lay_mosaic(chips: Iterable[Example], path: Path, gsd: float, *, width: int = MOSAIC_WIDTH) -> Mosaic:
-    """Lay chips side by side and write them as one scene, in which landslides are not in the middle of an image.
+    """Lay chips side by side and write them as one scene, so that landslides are not in the middle of an image.
 
     Chips are shuffled with a fixed seed and laid in rows by height; pixels between them are not valid.
 
@@ -115,13 +115,13 @@ def lay_mosaic(chips: Iterable[Example], path: Path, gsd: float, *, width: int =
         Pixels, unless a chip is wider.
     """
     order = list(chips)
-    random.Random(0).shuffle(order)  # noqa: S311  # no secret: the same mosaic everywhere
+    random.Random(0).shuffle(order)  # noqa: S311  # not a secret: the same mosaic everywhere
     order, places, size = shelve(order, [chip.ids.shape for chip in order], width)
     rgb, ids = np.zeros((*size, 3), np.uint8), np.full(size, -1, np.int32)
     count = 0
     for place, chip in zip(places, order, strict=True):
         rgb[place.slices] = chip.rgb
-        # numbered chip by chip: landslides that meet at the edge of two chips are two
+        # numbered chip by chip: landslides that meet at the edge of two chips stay separate
         ids[place.slices] = np.where(chip.ids > 0, chip.ids + count, 0)
         count += int(chip.ids.max(initial=0))
     _write_mosaic(path, rgb, ids >= 0, gsd)
@@ -134,7 +134,7 @@ Item = TypeVar("Item")
 def shelve(
     items: Sequence[Item], shapes: Sequence[tuple[int, ...]], width: int
 ) -> tuple[list[Item], list[Window], tuple[int, int]]:
-    """Place images in rows of `width` pixels, or of the widest image, those of similar height together.
+    """Arrange images in rows of `width` pixels, or of the widest image, with images of similar height together.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def shelve(
 
     Returns
     -------
-    items in the order of their rows, the window of each, and (H, W) of all
+    items in row order, the window of each, and (H, W) of the whole
     """
     order = sorted(range(len(items)), key=lambda k: -(shapes[k][0] // 64))
     width = max(width, *(shape[1] for shape in shapes))
@@ -176,7 +176,7 @@ def _write_mosaic(path: Path, rgb: UInt8Array, valid: BoolArray, gsd: float) -> 
 
 @dataclass(frozen=True)
 class Answer:
-    """Polygons that a method finds in a scene, as pixels of one grid."""
+    """Polygons found in a scene by a method, rasterized on a grid."""
 
     ids: Int32Array
     """(H, W) number of the polygon, from 1; 0 elsewhere."""
@@ -185,7 +185,7 @@ class Answer:
     gsd: float
     """Metres per pixel."""
     confidence: Float64Array | None = None
-    """(polygons,) NaN where it is not known."""
+    """(polygons,) confidence; NaN if unknown."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Answers:
 def answer_scene(path: Path, networks: Networks, parameters: Parameters) -> Answers:
     """Polygons of a georeferenced scene by the product and by the baselines.
 
-    Masks of the baselines are cleaned as the product's are: small objects dropped, small holes filled.
+    Masks of the baselines are cleaned like the product's: small objects dropped, small holes filled.
     """
     plan = prepare(path, Reading(), networks, parameters)
     with in_scratch(plan) as work:
@@ -241,7 +241,7 @@ def _answer(tables: Sequence[gpd.GeoDataFrame], valid: BoolArray, grid: Grid) ->
 
 
 def polygon_ids(outlines: Iterable[shapely.Geometry], grid: Grid) -> Int32Array:
-    """(H, W) number of the polygon that holds a pixel's centre, from 1 in the order given; 0 elsewhere."""
+    """(H, W) number of the polygon that contains a pixel's centre, from 1 in the given order; 0 elsewhere."""
     shapes = [(outline, number) for number, outline in enumerate(outlines, 1)]
     size = grid.height, grid.width
     if not shapes:
@@ -254,7 +254,7 @@ A = TypeVar("A", bound=AnyArray)
 
 
 def onto(values: A, grid: Grid) -> A:
-    """Sample values (h, w) at the pixel centres of a grid (H, W) of the same extent, that of the scene itself."""
+    """Sample values (h, w) at the pixel centres of a grid (H, W) of the same extent, that of the scene."""
     if values.shape == (grid.height, grid.width):
         return values
     rows, cols = (
@@ -266,7 +266,7 @@ def onto(values: A, grid: Grid) -> A:
 
 
 def _pixels(plan: Plan) -> UInt8Array:
-    """(H, W, 3) red, green and blue of the working grid, scaled to 8 bits by one factor where they are deeper."""
+    """(H, W, 3) red, green and blue on the working grid, scaled to 8 bits by a common factor if deeper."""
     parts = [(window, plan.reader.read(window, plan.grid)[0]) for window in plan.blocks]
     top = max(float(bands.max(initial=0)) for _, bands in parts)
     rgb = np.zeros((plan.grid.height, plan.grid.width, 3), np.uint8)
@@ -278,7 +278,7 @@ def _pixels(plan: Plan) -> UInt8Array:
 
 @dataclass(frozen=True)
 class _MaskMosaic:
-    """A mask as a mosaic, for the product's own cleaning."""
+    """A mask as a mosaic, for the product's cleaning."""
 
     mask: BoolArray
 
@@ -290,7 +290,7 @@ class _MaskMosaic:
 
 
 def clean(mask: BoolArray, grid: Grid, parameters: Parameters) -> Int32Array:
-    """(H, W) numbers of the objects of a mask after the product's own cleaning."""
+    """(H, W) numbers of the objects of a mask after the product's cleaning."""
     found = find_objects(
         _MaskMosaic(mask),
         BlockGrid(grid.height, grid.width, parameters.block_size),

@@ -46,25 +46,25 @@ from geolabel.training.pictures import read_image
 from geolabel.types import Int32Array, UInt8Array
 
 FOREST_SEEDS = range(700_000, 700_004)
-"""Synthetic scenes that the random forest learns from."""
+"""Number of synthetic scenes that the random forest is fitted to."""
 
 FINE_GSD = 0.25
-"""Metres per pixel at which orthophotos without georeference, of 0.2 to 0.9 m, are also read."""
+"""Metres per pixel at which orthophotos without georeference, of 0.2 to 0.9 m, are also processed."""
 
 SHRUNK = {"sichuan": (3.0, 8.0), "bijie": (2.0, 5.0)}
-"""Factors that the gsd of real scenes is also multiplied by, so that each band of gsd has scenes."""
+"""Factors by which the gsd of real scenes is also multiplied, so that each gsd band has scenes."""
 
 TRAINED_ON = "other geotiffs"
 """A set that the bundled networks were trained on."""
 
 SPEED_SIZE, SPEED_SEED = 4096, 919_999
-"""Pixels a side and seed of the synthetic scene that is timed."""
+"""Side in pixels and seed of the synthetic scene for timing."""
 
 OFFICIAL_SIDE = 1024
-"""Pixels a side of the windows of the official networks."""
+"""Side in pixels of the windows of the official networks."""
 
 
-# --- the networks one by one -----------------------------------------------------------------------------------------
+# --- single networks -------------------------------------------------------------------------------------------------
 
 
 def _masks(bench: Bench) -> Section:
@@ -164,7 +164,7 @@ def _coarse(bench: Bench) -> Section:
 
 
 def _band(bench: Bench) -> Section:
-    """The same scenes at other gsds, for the bands that no set of its own fills."""
+    """The same scenes at other gsds, for bands without a set."""
     sets = SceneSets()
     if bench.sichuan is not None:
         minimum = bench.sichuan.minimum
@@ -255,7 +255,7 @@ def _alarms_of(
 
 
 def _as_scene(path: Path, gsd: float | None, folder: Path) -> Path:
-    """The file itself where it is georeferenced, or its pixels with an arbitrary georeference of `gsd` metres."""
+    """The file itself if it is georeferenced, or its pixels with an arbitrary georeference of `gsd` metres."""
     if gsd is None or _is_georeferenced(path):
         return path
     rgb = read_image(path, "RGB")
@@ -270,7 +270,7 @@ def _is_georeferenced(path: Path) -> bool:
 
 
 def _mean_alarms(data: str, method: str, parts: list[dict[str, float]]) -> Measurement:
-    """Mean over scenes, since the coarsest scene would outweigh all others by area."""
+    """Mean over scenes; by area, the coarsest scene would outweigh all others."""
     names = parts[0] if parts else {}
     means = {name: float(np.mean([part[name] for part in parts])) for name in names}
     worst = max((part["ha per km2"] for part in parts), default=float("nan"))
@@ -281,9 +281,9 @@ def _mean_alarms(data: str, method: str, parts: list[dict[str, float]]) -> Measu
 
 
 def _speed(bench: Bench) -> Section:
-    """Time of a whole run over a synthetic scene, beside segment-anything's ViT-B, with random weights, on its prompts.
+    """Time of a run over a synthetic scene, compared with segment-anything's ViT-B (random weights) on its prompts.
 
-    ViT-B is timed on a few windows, whose mean is that of all of them.
+    ViT-B is timed on a few windows, and their mean is extrapolated.
     """
     import torch
 
@@ -312,7 +312,7 @@ def _speed(bench: Bench) -> Section:
 
 
 def _time_official(rgb: UInt8Array, prompted: list[PromptedWindow]) -> list[float]:
-    """Seconds that segment-anything's predictor takes for each window of an image (H, W, 3) with its prompts."""
+    """Seconds of segment-anything's predictor for each window of an image (H, W, 3) with its prompts."""
     import torch
     from segment_anything import SamPredictor, sam_model_registry
 

@@ -1,8 +1,8 @@
-"""How fast Segment Anything runs here, beside what the machine can do: ``geolabel bench speed``.
+"""Speed of Segment Anything on this machine, compared with hardware limits: ``geolabel bench speed``.
 
-Ceilings are measured in the same run: matrix products, copies on the device and to it, and the disk. The rows of
-networks have random weights, which take as long as others, and need torch, torchvision and segment-anything. Those
-of the path of a scene need geolabel's own dependencies too, and are left out with a reason where these are missing.
+Ceilings are measured in the same run: matrix products, copies on the device and to it, and the disk. Networks have
+random weights, which take the same time, and need torch, torchvision and segment-anything. Rows for the path of a scene
+also need geolabel's other dependencies, and are omitted with a reason if these are missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ENCODERS = {
 PATCH, WINDOW, NECK = 16, 14, 256
 
 GSD = 0.5
-"""Metres of a pixel, for square kilometres an hour."""
+"""Pixel size in metres, for square kilometres per hour."""
 
 Figures = dict[str, float]
 Table = dict[str, Figures]
@@ -56,22 +56,22 @@ class Measure:
     Raises
     ------
     OptionError
-        If a name is unknown or a number cannot be.
+        If a name is unknown or a number is invalid.
     """
 
     models: tuple[str, ...] = tuple(ENCODERS)
     device: str = "auto"
     precision: str = "auto"
     batch: int = 0
-    """Tiles of a call of the encoder; 0 for 8 on a GPU and 1 on a CPU."""
+    """Tiles per call of the encoder; 0 for 8 on a GPU and 1 on a CPU."""
     side: int = 1024
-    """Pixels of a tile, a multiple of 16."""
+    """Side in pixels of a tile, a multiple of 16."""
     prompts: int = 32
     """Points in a tile."""
     compiled: bool = False
-    """Whether encoders are measured compiled, too."""
+    """Whether to measure compiled encoders, too."""
     seconds: float = 2.0
-    """Minimum time of a row, after one call that is not counted."""
+    """Minimum time of a row, after a warm-up call."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.models if name not in ENCODERS]
@@ -82,20 +82,20 @@ class Measure:
         if self.side < 2 * PATCH or self.side % PATCH:
             raise OptionError(f"a side of {self.side} px: give a multiple of {PATCH} from {2 * PATCH} on")
         if self.prompts < 1 or self.batch < 0 or not self.seconds > 0:
-            raise OptionError("prompts, batch and seconds have to be positive")
+            raise OptionError("prompts, batch and seconds must be positive")
 
     def settled(self) -> Measure:
-        """The same with what ``auto`` means here."""
+        """The same with ``auto`` resolved."""
         device = resolve_device(self.device)
         batch = self.batch or (1 if device == "cpu" else 8)
         return replace(self, device=device, precision=resolve_precision(self.precision, device), batch=batch)
 
 
 def operations(model: str, side: int = 1024) -> float:
-    """Floating point operations of an official encoder for one tile: two for a product and its sum.
+    """Floating point operations of an official encoder for one tile, two for each multiply-add.
 
-    Counted are products of matrices: of patches, of queries, keys, values and outputs, scores and what they weigh,
-    relative positions, both layers of each perceptron, and the neck. Windows are padded, as the network pads them.
+    Counted are matrix products: patches, queries, keys, values and outputs, scores and their weighted sums, relative
+    positions, both layers of each perceptron, and the neck. Windows are padded, as in the network.
     """
     width, depth, _, everywhere = ENCODERS[model]
     cells = side // PATCH
@@ -139,7 +139,7 @@ def bench_speed(asked: Measure | None = None, *, profile: Path | None = None) ->
     Parameters
     ----------
     profile
-        Where a trace of one batch of tiles of the last network is written, for Perfetto or chrome://tracing.
+        Path for a trace of one batch of tiles of the last network, for Perfetto or chrome://tracing.
 
     Returns
     -------
@@ -150,7 +150,7 @@ def bench_speed(asked: Measure | None = None, *, profile: Path | None = None) ->
     Raises
     ------
     OptionError
-        If the device or the precision cannot be had.
+        If the device or the precision is not available.
     OutputError
         If the file of the trace exists.
     """
@@ -173,7 +173,7 @@ def bench_speed(asked: Measure | None = None, *, profile: Path | None = None) ->
         if given.compiled:
             try:
                 encoders[f"{name}, compiled"] = _encoder(name, sam, given, clock, ceilings, compiles=True)
-            except Exception as error:  # noqa: BLE001  # a compiler that is not there is no reason to lose the rest
+            except Exception as error:  # noqa: BLE001  # a missing compiler must not lose the other rows
                 left_out[f"{name}, compiled"] = str(getattr(error, "inner_exception", error)).partition("\n")[0]
         if given.device.startswith("cuda"):
             encoders[f"{name}, tf32"] = _encoder(name, exactly, replace(given, precision="tf32"), clock, ceilings)
@@ -229,7 +229,7 @@ def _machine(device: str) -> str:
 
 
 def _as_it_runs(sam: Sam, given: Measure) -> Sam:
-    """A network whose encoder has the weights that geolabel gives it on the device."""
+    """A network whose encoder has the weight precision that geolabel uses on the device."""
     if given.device == "cpu" or given.precision != "bf16":
         return sam
     halved = copy.deepcopy(sam)
@@ -242,18 +242,18 @@ def _as_it_runs(sam: Sam, given: Measure) -> Sam:
 
 @dataclass(frozen=True)
 class _Clock:
-    """Times calls on a device, which runs behind the process that feeds it."""
+    """Times calls on a device that works asynchronously."""
 
     device: str
     seconds: float
 
     @property
     def on_gpu(self) -> bool:
-        """Whether there is a device beside the processor."""
+        """Whether there is a device besides the processor."""
         return self.device != "cpu"
 
     def wait(self) -> None:
-        """Wait until the device has done everything."""
+        """Wait until the device is idle."""
         if self.device.startswith("cuda"):
             torch.cuda.synchronize(self.device)
         elif self.device == "mps":
@@ -274,7 +274,7 @@ class _Clock:
         return wall / count, self._busy(call, wall / count) if self.on_gpu else min(1.0, busy)
 
     def _busy(self, call: Callable[[], Any], wall: float) -> float:
-        # the time of the kernels of one call over that of the call, without what the profiler costs
+        # kernel time of one call over its duration, without the overhead of the profiler
         from torch.profiler import ProfilerActivity
         from torch.profiler import profile as profiler
 
@@ -292,7 +292,7 @@ def _running(given: Measure) -> AbstractContextManager[None]:
 def _peak_gb(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e9
-    try:  # as geolabel.engine.tasks.peak_bytes, which a machine with torch alone has not
+    try:  # like geolabel.engine.tasks.peak_bytes, whose imports may be missing
         import resource
     except ImportError:  # Windows
         return float("nan")
@@ -335,7 +335,7 @@ def _disk(size: int) -> Figures:
             file.write(os.urandom(size))
             file.flush()
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # read what is on the disk, not what the system still holds
+            if hasattr(os, "posix_fadvise"):  # read from the disk instead of the page cache
                 os.posix_fadvise(file.fileno(), 0, size, os.POSIX_FADV_DONTNEED)
         written = time.perf_counter() - start
         start = time.perf_counter()
@@ -380,7 +380,7 @@ def _points(given: Measure) -> Tensor:
 
 
 def _stages(sam: Sam, given: Measure, clock: _Clock) -> Table:
-    # Of a batch of tiles: each stage alone, and all of them one after the other.
+    # For a batch of tiles: each stage alone, and all of them in sequence.
     images, points = _images(given), _points(given).to(given.device)
     labels = torch.ones(points.shape[:2], device=given.device)
     mean, std = sam.pixel_mean, sam.pixel_std
@@ -399,7 +399,7 @@ def _stages(sam: Sam, given: Measure, clock: _Clock) -> Table:
         with exact(given.device):
             sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
             places = sam.prompt_encoder.get_dense_pe()
-        rounded = given.device != "cpu" and given.precision == "bf16"  # as geolabel's decoder then
+        rounded = given.device != "cpu" and given.precision == "bf16"  # as in geolabel's decoder
         with torch.autocast(torch.device(given.device).type, enabled=False) if rounded else nullcontext():
             return [sam.mask_decoder(one[None], places, sparse, dense, multimask_output=True) for one in embeddings]
 
@@ -437,7 +437,7 @@ def _stages(sam: Sam, given: Measure, clock: _Clock) -> Table:
 
 
 def _beside_predictor(sam: Sam, exactly: Sam, given: Measure, clock: _Clock) -> Figures:
-    # geolabel's segmenter as it runs over a scene, and SamPredictor tile by tile in fp32, with the same prompts.
+    # geolabel's segmenter with its settings for scenes, and SamPredictor tile by tile in fp32, with the same prompts.
     from segment_anything import SamPredictor
 
     from geolabel.models.on_torch import TorchSam
@@ -472,7 +472,7 @@ def _beside_predictor(sam: Sam, exactly: Sam, given: Measure, clock: _Clock) -> 
 
 
 def _fitting(sam: Sam, asked: Prompts, given: Measure) -> Figures:
-    # What --batch auto finds, and tiles per second in calls of so many.
+    # Result of --batch auto, and tiles per second with it.
     if not given.device.startswith("cuda"):
         return {}
     from geolabel.models.on_torch import TorchSam

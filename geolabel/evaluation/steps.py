@@ -21,7 +21,7 @@ from geolabel.parsing import read_json
 log = logging.getLogger(__name__)
 
 Steps = Mapping[str, Callable[[], Mapping[str, Any]]]
-"""What is measured, by name: the path of the step's file in the folder, without suffix."""
+"""Measurements by name: the path of the step's file in the folder, without suffix."""
 
 KEY = "numbers.json"
 """File with everything that the figures in a folder depend on."""
@@ -45,9 +45,9 @@ def step_folder(
     Parameters
     ----------
     out
-        Folder of the figures; made if it does not exist.
+        Folder of the figures; created if necessary.
     key
-        Everything that the figures depend on; values that JSON does not know are kept as text.
+        Everything that the figures depend on; values that JSON does not support are stored as text.
     names
         Names of all steps.
     inputs
@@ -58,7 +58,7 @@ def step_folder(
     OptionError
         If the figures in the folder depend on other values.
     OutputError
-        If the folder cannot be one of outputs, or another run works in it.
+        If the folder is unsuitable for outputs, or another run works in it.
     """
     plain = json.loads(json.dumps(key, default=str))
     with work_folder(
@@ -79,7 +79,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _refusal(folder: Path, key: Mapping[str, Any], names: Collection[str]) -> str | None:
-    """Why the figures in a folder are not resumed; None where they are."""
+    """Why the figures in a folder cannot be resumed; None if they can."""
     if (folder / KEY).is_file():
         difference = first_difference(read_json(folder / KEY), key)
         return None if difference is None else f"{folder} was measured with {difference}: {WAY_OUT}"
@@ -112,7 +112,7 @@ def run_steps(
     deadline: float | None = None,
     again: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Measure the steps without a file in a folder, and return the figures of all that are done, by name.
+    """Measure the steps without a file in a folder, and return the figures of all finished steps, by name.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def run_steps(
     deadline
         Reading of `time.monotonic` after which no step is started; None for no limit.
     again
-        Whether to measure steps that have a file too.
+        Whether to repeat finished steps.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def run_steps(
 
 
 def _finite(values: Any) -> Any:
-    """Plain values with None for numbers that are not finite, which JSON has not."""
+    """Plain values with None for numbers that are not finite, which JSON does not support."""
     if isinstance(values, Mapping):
         return {key: _finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
@@ -169,7 +169,7 @@ def check_names(only: Iterable[str], known: Collection[str]) -> None:
 
 
 OURS = "geolabel"
-"""Name of the networks that are measured, among the baselines."""
+"""Name of geolabel's networks among the baselines."""
 
 Case = dict[str, Any]
 """Figures of a single image or object under its ``name``, as plain values."""
@@ -185,20 +185,20 @@ class Measurement:
     """By name; NaN where not defined."""
 
     def on(self, data: str) -> Self:
-        """The same figures, with their set of data named."""
+        """The same figures, with a set of data."""
         return replace(self, data=data)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Everything that was measured to answer one question."""
+    """All measurements that answer one question."""
 
     name: str
     question: str
     measured: list[Measurement]
     notes: list[str] = field(default_factory=list)
     cases: dict[str, list[Case]] = field(default_factory=dict)
-    """Single images or objects by set of data, where they are kept."""
+    """Single images or objects by set of data, if kept."""
     seconds: float = 0.0
 
     @classmethod
@@ -211,7 +211,7 @@ class Section:
         return cls(**(values | {"measured": measured}))
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; None where not defined."""
+        """Plain values; None if undefined."""
         return asdict(self) | {"measured": [_plain(measurement) for measurement in self.measured]}
 
     def markdown(self) -> str:

@@ -1,7 +1,7 @@
-"""Studies: ablations and parameter sweeps of a method, as table and plot beside the figures of the paper.
+"""Studies: ablations and parameter sweeps of a method, as table and plot, compared with the paper's figures.
 
 Studies of pseudo-labels use an existing localizer, those of training train one for each row. Chips need masks, which
-are the reference and never trained on.
+are the reference and never used in training.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ GREYS = tuple(range(40, 221, 20))
 """Thresholds of the activation in grey values; the paper's is 120."""
 
 POINTS = 8
-"""Points along each side of the grid of the study everything: the N of the paper's section III-D."""
+"""Points along each side of the grid in the study everything: the N of the paper's section III-D."""
 
 QUESTIONS: dict[StudyName, str] = {
     "threshold": "Which threshold of the activation is best? (APSAM, Fig. 5)",
@@ -107,8 +107,8 @@ CISM: dict[str, CismTerms] = {
 }
 """Rows of CISM's Tables 4 to 8, those of two tables once. Eta is 0.3 unless the row names another.
 
-The baseline is CIAN, whose affinity CISM does without. PV and PIE are without SLSC: their class vectors are classified
-as the image is."""
+The baseline is CIAN, whose affinity CISM does not use. PV and PIE are without SLSC: their class vectors are classified
+like the image."""
 
 PAPER: dict[StudyName, dict[str, float]] = {
     "threshold": {},
@@ -145,7 +145,7 @@ BASELINE: dict[StudyName, str] = {"prompts": "point", "s2c": "none", "cism": "ba
 """Row that the others are compared with, chip by chip."""
 
 _CHIPS = "ious"
-"""What a row keeps beside its figures: the IoU of each chip."""
+"""Key of a row's IoU of each chip, besides its figures."""
 
 
 @dataclass(frozen=True)
@@ -167,21 +167,21 @@ class Study:
     epochs: float | None = None
     """Epochs of studies of training."""
     size: int | None = None
-    """Pixels a side of the crops that trainings see; None for the preset's."""
+    """Side in pixels of training crops; None for the preset's."""
     points_per_side: int | None = None
-    """Points of the grid that S2C's segments come from; None for the preset's."""
+    """Points of the grid for S2C's segments; None for the preset's."""
     init: str = "imagenet"
     """Initial weights of each training; see `geolabel.training.localizers.LocalizerRequest`."""
     init_weights: Path | None = None
     """File of ImageNet weights, as there."""
     preset: PresetName = "cpu"
-    """Numbers of each training but for what its row is about."""
+    """Presets of trainings, except for the settings that its row varies."""
     seeds: int = 1
-    """How often each row is trained."""
+    """Number of trainings of each row."""
     single_scale: bool = False
-    """One view of a chip instead of four scales and mirrored views, which take fifteen times as long."""
+    """Use one view of a chip instead of four scales and mirrored views, which take fifteen times as long."""
     only: tuple[str, ...] = ()
-    """Rows to measure, by name; none for all."""
+    """Names of the rows to measure; empty for all."""
     overwrite: bool = False
     """Whether to measure again; the figures of an earlier study are replaced once this one is complete."""
     progress: Progress = field(default_factory=Silent)
@@ -208,12 +208,12 @@ class Study:
         ChipError
             If no chip has a mask to compare with.
         OptionError
-            If a row of `only` does not exist, or `out` holds figures of other options.
+            If a row of `only` does not exist, or `out` has figures of other options.
         """
         check_names(self.only, self.rows())
         if not any(chip.mask is not None for chip in self._shown()):
             raise ChipError("no chip that shows something has a mask: a study compares with masks, add masks/")
-        # by number: names of rows are no names of files
+        # by number: names of rows may not be valid file names
         numbers = {name: f"{k:02d}" for k, name in enumerate(self.rows()) if not self.only or name in self.only}
         with step_folder(
             self.out, self._key(), numbers.values(), overwrite=self.overwrite, inputs=self.chips.sources
@@ -235,10 +235,10 @@ class Study:
         return Measurement("", variant, figures_of(values) | ({} if printed is None else {name: printed}))
 
     def _over_baseline(self, variant: str, chips: Mapping[str, Any]) -> Figures:
-        """Mean difference to the IoU of the baseline on the same chips, and its interval of 95 %; see `BASELINE`."""
+        """Mean difference from the IoU of the baseline on the same chips, and its interval of 95 %; see `BASELINE`."""
         baseline = BASELINE.get(self.name, variant)
         own, other = chips[variant], chips.get(baseline)
-        if variant == baseline or own is None or other is None:  # a row of an earlier version keeps no chips
+        if variant == baseline or own is None or other is None:  # rows of an earlier version have no chips
             return {}
         return dict(zip((f"over {baseline}", "from", "to"), paired_interval(own, other), strict=True))
 
@@ -253,7 +253,7 @@ class Study:
         return (self.chips.chip(int(k)) for k in np.flatnonzero(self.chips.labels.any(axis=1)))
 
     def _labelled(self, settings: apsam.Settings) -> dict[str, Any]:
-        """Figures of pseudo-labels of the chips that show something."""
+        """Figures of pseudo-labels of the chips that show a class."""
         recipe = loading.recipe("localizer", self.localizer, batch=1, **self._place())
         segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
         locate = chip_localizer(recipe, multiscale=not self.single_scale, pamr=self.pamr)
@@ -263,7 +263,7 @@ class Study:
         return _figures(found) | {_CHIPS: found["ious"]}
 
     def _everything(self) -> Figures:
-        """Masks of a grid of points: how many, all of them together, and the best of each chip by its true mask."""
+        """Masks of a grid of points: their number, their union, and the best of each chip by its true mask."""
         _, recipe = self.networks.recipes()
         segmenter = worker.segmenter(loading.everything(recipe, segmenter_defaults(recipe.source).filters))
         means: dict[str, list[float]] = {"mean IoU of chips": [], "mean IoU of the best by truth": [], "masks": []}
@@ -281,7 +281,7 @@ class Study:
         return {"IoU": float(pixels[0] / max(1, pixels[1]))} | found | {"chips": len(means["masks"])}
 
     def _trained(self, method: Method, terms: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures of the maps of a localizer that is trained with some terms, means over the seeds."""
+        """Figures of the maps of a localizer trained with some terms, means over the seeds."""
         found = [self._train(method, terms, seed) for seed in range(self.seeds)]
         chips = np.mean([one.pop(_CHIPS) for one in found], axis=0)
         means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
@@ -327,20 +327,20 @@ class Study:
 
 
 def _grid_masks(segmenter: Segmenter, rgb: Any) -> Masks:
-    """Masks of an image (H, W, 3) that a grid of points asks for."""
+    """Masks of an image (H, W, 3) for a grid of points."""
     fitting = FittingSegmenter(segmenter)
     return fitting([rgb], [GridPrompter(POINTS).over(*rgb.shape[:2])])[0]
 
 
 def _changed(preset: Any, row: Any) -> Any:
-    # what a row changes of the terms; the rest is as the preset has it
+    # the terms that a row changes; others are those of the preset
     usual = type(row)()
     names = [field.name for field in fields(row) if getattr(row, field.name) != getattr(usual, field.name)]
     return replace(preset, **{name: getattr(row, name) for name in names})
 
 
 def _figures(found: Mapping[str, Any]) -> Figures:
-    """Over all pixels of the chips, and the mean IoU of single chips; see `label_scores`."""
+    """Figures over all pixels of the chips, and the mean IoU of single chips; see `label_scores`."""
     figures = {name: found["all"][key] for name, key in _columns(found["all"])}
     return figures | {"mean IoU of chips": float(np.mean(found["ious"])), "chips": len(found["ious"])}
 
@@ -367,12 +367,12 @@ def write_study(section: Section, folder: Path, *, figure: str = "IoU", pale: st
 
 
 def _draw(section: Section, path: Path, *, figure: str = "IoU", pale: str | None = None) -> None:
-    """Plot one figure of each row: as a line where rows are numbers, else as bars.
+    """Plot one figure of each row: as a line if rows are numbers, else as bars.
 
     Parameters
     ----------
     pale
-        Ending of the names of rows whose bars are grey.
+        Suffix of the names of rows whose bars are grey.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

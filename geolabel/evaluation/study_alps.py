@@ -1,7 +1,7 @@
-"""The study of ALPS: what its pseudo-labels teach a student before the first mask, with other gates, classes and steps.
+"""The study of ALPS: what a student gains from pre-training on pseudo-labels, with other gates, classes and steps.
 
-The rows are those of the paper's Tables 1 to 5. In each a student is pre-trained on pseudo-labels, keeps some of its
-weights, and is fine-tuned on a few real masks; the first row is fine-tuned alone. All rows of a seed are fine-tuned on
+The rows are those of the paper's Tables 1 to 5. In each, a student is pre-trained on pseudo-labels, keeps some of its
+weights, and is fine-tuned on a few real masks; the first row is only fine-tuned. All rows of a seed are fine-tuned on
 the same chips in the same order, so that they compare pair by pair. Pseudo-labels, pre-trained students, and the
 figures of each fine-tuned one are kept.
 """
@@ -53,10 +53,10 @@ NOTES = [
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What a student is pre-trained on, and which weights it keeps."""
+    """Pre-training of a student, and the weights it keeps."""
 
     share: Share | None = "backbone"
-    """Weights that are kept; None for no pre-training."""
+    """Share of the weights that is kept; None for no pre-training."""
     gate: float | None = None
     """Maximum share of an image that an object covers; None for the default."""
     binary: bool = False
@@ -64,7 +64,7 @@ class _Lesson:
     times: int = 1
     """Factor of the steps."""
     chained: bool = False
-    """Whether the backbone of a student of another set comes first."""
+    """Whether to start from the backbone of a student of another set."""
 
 
 LESSONS: dict[str, _Lesson] = {
@@ -77,9 +77,9 @@ LESSONS: dict[str, _Lesson] = {
     "chained": _Lesson(chained=True),
     "longer": _Lesson(times=4),
 }
-"""Tables 1 and 2: the weights that are kept. Table 5: the gate. Table 3b: binary masks, and two sets, the second of
-which starts from the backbone of the first. Table 4: four times the steps. From the gate on the backbone is kept, as
-in the paper."""
+"""Tables 1 and 2: kept weights. Table 5: the gate. Table 3b: binary masks, and two sets, the second of which starts
+from the backbone of the first. Table 4: four times the steps. From the gate on, the backbone is kept, as in the
+paper."""
 
 PAPER: dict[str, dict[str, float]] = {
     SCRATCH: {"iSAID": 0.6452, "Potsdam": 0.7118},
@@ -95,12 +95,12 @@ PAPER: dict[str, dict[str, float]] = {
     "chained": {"iSAID": 0.5968},
     "longer": {"iSAID": 0.6177, "Potsdam": 0.7131},
 }
-"""Mean IoU that the paper prints for UperNet; compare the order. Its baseline starts from a backbone of ImageNet."""
+"""The paper's mean IoU for UperNet; compare the order. Its baseline starts from a backbone of ImageNet."""
 
 
 @dataclass(frozen=True)
 class Binary:
-    """Pseudo-labels without classes: where objects are, and where none is."""
+    """Pseudo-labels without classes: object or background."""
 
     labels: PseudoLabels
     classes: tuple[str, ...] = (BACKGROUND, "object")
@@ -125,7 +125,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class _BinaryLabel:
-    """One image of them."""
+    """One such image."""
 
     label: PseudoLabel
 
@@ -142,42 +142,42 @@ class _BinaryLabel:
 
 @dataclass(frozen=True)
 class AlpsStudy:
-    """A study: its rows, the images and the networks.
+    """A study: its rows, images and networks.
 
-    A stopped study resumes: what it trains and measures is kept in `out`.
+    A stopped study resumes: its trainings and measurements are kept in `out`.
 
     Raises
     ------
     OptionError
-        If a row is not known, or needs a set that is not given.
+        If a row is unknown, or needs a set that is not given.
     ChipError
-        If there are fewer masks than a student is to be tuned on.
+        If there are fewer masks than fine-tuning needs.
     """
 
     chips: ChipDataset
-    """Chips with the masks that students are tuned on."""
+    """Chips with masks for fine-tuning."""
     images: Path
-    """Folder of images that pseudo-labels are made of; those of them that are tested on are left out."""
+    """Folder of images for pseudo-labels; test images in it are excluded."""
     out: Path
     """Folder for the table, the plot, students and figures."""
     networks: Networks
     test: Chips | None = None
-    """Chips to test on; None for one in five of `chips`, which are then not trained on."""
+    """Chips to test on; None for one in five of `chips`, which are then not used in training."""
     before: Path | None = None
     """Folder of images of the first of two sets."""
     settings: alps.Settings = field(default_factory=alps.Settings)
     only: tuple[str, ...] = ()
-    """Rows to measure beside `SCRATCH`, of `LESSONS`; none for all that the sets allow."""
+    """Rows of `LESSONS` to measure besides `SCRATCH`; empty for all that the sets allow."""
     masks: tuple[int, ...] = (50,)
-    """Numbers of chips that show something to tune on, with as many that show nothing, if present."""
+    """Numbers of chips for fine-tuning that show a class, with as many that do not, if present."""
     seeds: int = 1
-    """How often students are tuned, each time on other chips."""
+    """Number of fine-tunings of each row, each on other chips."""
     steps: int = 300
-    """Steps of pre-training and of tuning."""
+    """Steps of pre-training and of fine-tuning."""
     student: students.StudentRequest = field(default_factory=students.StudentRequest)
     """Model and preset."""
     preset: StudentPreset | None = None
-    """Preset instead of that of the request."""
+    """Preset that replaces that of the request."""
     overwrite: bool = False
     """Whether to measure again; the figures of an earlier study are replaced once this one is complete."""
     progress: Progress = field(default_factory=Silent)
@@ -254,7 +254,7 @@ class AlpsStudy:
         return np.asarray([k for k in self._learnable if shown[k] and mask_path(paths[k]).is_file()], np.int64)
 
     def _tuned_on(self, count: int, seed: int) -> Int64Array:
-        # a larger number includes a smaller one: the seed decides the order
+        # a larger number includes a smaller one: the seed determines the order
         random = np.random.default_rng([seed, 5])
         blank = self._learnable[~np.any(self.chips.labels[self._learnable], axis=1)]
         chosen = [random.permutation(some)[:count] for some in (self._showing, blank)]
@@ -263,7 +263,7 @@ class AlpsStudy:
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def _tuned(self, name: str, count: int, seed: int) -> str:
-        # folder of a tuned student; rows that keep the same weights of the same student share it
+        # folder of a fine-tuned student; rows that keep the same weights of the same student share it
         lesson = LESSONS[name]
         kept = SCRATCH if lesson.share is None else f"{lesson.share} of {self._mark(lesson)}"
         return f"tuned/{kept}/{count}-{seed}"
@@ -323,7 +323,7 @@ class AlpsStudy:
 
     def _train(self, examples: Any, out: Path, steps: int, first: tuple[Share, Path] | None, seed: int) -> None:
         request = replace(self.student, steps=steps, seed=seed, init=first)
-        # plain steps, as the paper's: rows differ in the lesson alone
+        # plain steps, as in the paper: rows differ only in the lesson
         plain = replace(self.preset or request.numbers, overlap=0.0, shown=0.0)
         train(examples, out, request, networks=self.networks, preset=plain, resume=True)
 

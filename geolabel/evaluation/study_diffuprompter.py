@@ -1,8 +1,8 @@
-"""The study of DiffuPrompter: time step, threshold, draws, and the map alone beside the segmenter's masks.
+"""The study of DiffuPrompter: time step, threshold, draws, and the map alone compared with the segmenter's masks.
 
-The rows are those of the paper's Tables 1, 2 and 9. The pseudo-labels themselves are compared with the truth; the paper
+The rows are those of the paper's Tables 1, 2 and 9. Pseudo-labels are compared with the truth directly; the paper
 trains a Mask R-CNN on each row and prints its AP, which `geolabel.training.detectors` does for one. The words for an
-image are the classes that it shows, as in the paper. A step is a time step and a number of draws: its maps are made
+image are the classes that it shows, as in the paper. A step is a time step and a number of draws: its maps are computed
 once for all thresholds.
 """
 
@@ -38,7 +38,7 @@ Figures = dict[str, float]
 MAP_ALONE = "map alone"
 
 WAYS = {"masks": False, MAP_ALONE: True}
-"""Ways from a map to labels, and whether they do without the segmenter."""
+"""Ways from a map to labels, and whether they work without the segmenter."""
 
 PAPER = {
     ("30", "0.3"): 0.123,
@@ -56,7 +56,7 @@ PAPER = {
 
 @dataclass
 class Once:
-    """A localizer that sees each image once and keeps its activation."""
+    """A localizer that computes the activation of each image once."""
 
     localizer: Localizer
     kept: dict[bytes, Activation] = field(default_factory=dict)
@@ -85,11 +85,11 @@ class DiffuPrompterStudy:
     """
 
     examples: Examples[Outlined]
-    """Images with their objects; the names of the classes are among the grounding's."""
+    """Images with their objects; their class names must be among the grounding's."""
     out: Path
     """Folder for the table, the plot, and the figures of each step."""
     networks: Networks
-    """Which segmenter runs, and where."""
+    """The segmenter, and its device."""
     diffusion: str
     """A folder, or a model of the hub."""
     grounding: Grounding
@@ -106,7 +106,7 @@ class DiffuPrompterStudy:
             named, shown = ", ".join(self.grounding.classes), ", ".join(self.examples.classes)
             raise OptionError(f"the classes {named}: the images show {shown}; name these, in this order")
         if not all(0 < threshold < 1 for threshold in self.thresholds):
-            raise OptionError(f"thresholds {self.thresholds}: they have to be between 0 and 1")
+            raise OptionError(f"thresholds {self.thresholds}: they must be between 0 and 1")
 
     def pairs(self) -> list[tuple[int, int]]:
         """Time steps and draws: each time step at the default draws, the default time step at each number of draws."""

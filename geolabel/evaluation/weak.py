@@ -1,7 +1,8 @@
-"""``bench weak``: weak supervision by labels of whole chips, beside baselines and a student trained on masks.
+"""``bench weak``: weak supervision by labels of whole chips, compared with baselines and a student trained on masks.
 
-Everything is trained on ``train/`` of a set of chips; thresholds are chosen on one in five of its chips, by name, whose
-masks are read for that; figures are of ``val/``. A stopped run resumes at the step, and a training at its last state.
+All trainings use ``train/`` of a set of chips; thresholds are chosen on one in five of its chips, selected by name,
+whose masks are read for that; figures are of ``val/``. A stopped run resumes at the step, and a training at its last
+state.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ PSEUDO: dict[str, Method] = {
     "cism": "cism",
     "cism crf": "cism",
 }
-"""Pseudo-labels, and the localizer that each comes from. `apsam` is what `geolabel label` makes with this segmenter;
-the others of APSAM, its Table II, have the paper's settings. `apsam` and `cism` follow refined maps."""
+"""Pseudo-labels, and their localizers. `apsam` is what `geolabel label` writes with this segmenter; the others of
+APSAM, its Table II, have the paper's settings. `apsam` and `cism` use refined maps."""
 
 _SETTINGS: dict[str, Callable[[Networks], apsam.Settings | s2c.Settings | cism.Settings]] = {
     "apsam": lambda networks: apsam.with_defaults(apsam.Settings(pamr=True), networks),
@@ -78,10 +79,10 @@ _SETTINGS: dict[str, Callable[[Networks], apsam.Settings | s2c.Settings | cism.S
     "cism": lambda _: cism.Settings(pamr=True),
     "cism crf": lambda _: cism.Settings(crf=True),
 }
-"""Settings of the method that makes each of the pseudo-labels."""
+"""Settings of the method for each of the pseudo-labels."""
 
 STUDENTS = ("apsam", "apsam paper", "s2c", "cism", "masks")
-"""What students are trained on; the last is the ceiling."""
+"""Label maps for students; the last is the ceiling."""
 
 ORDER: tuple[tuple[Method, tuple[str, ...]], ...] = (
     ("cam", ("apsam", "masks")),
@@ -130,8 +131,8 @@ SIZES: dict[PresetName, Sizes] = {
         replace(_CPU, architectures=presets.STUDENTS["paper"].architectures, cropping=_LARGE, batch=24, epochs=30),
     ),
 }
-"""``quick`` takes half an hour or so of one core for each seed, started from the bundled localizer with 1,000 chips in
-bf16, and its students stop long before they are done. ``cpu`` takes hours for each seed, most of them the students'."""
+"""``quick`` takes about half an hour of one core for each seed, started from the bundled localizer with 1,000 chips in
+bf16; its students are far from converged. ``cpu`` takes hours for each seed, most of them for students."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class WeakBench:
 
     @cached_property
     def train(self) -> ChipDataset:
-        """Chips to train on, by their labels; the ceiling alone reads their masks."""
+        """Chips to train on, by their labels; only the ceiling reads their masks."""
         return self._some(read_chips(self.data / "train"))
 
     @cached_property
@@ -179,7 +180,7 @@ class WeakBench:
 
     @cached_property
     def fold(self) -> ChipDataset:
-        """Chips of `train` that show something and that thresholds are chosen on; none is trained on."""
+        """Chips of `train` that show a class, for choosing thresholds; not used in training."""
         kept = np.array([is_held_out(name) for name in self.train.names]) & self.train.labels.any(axis=1)
         return self.train.part(kept if kept.any() else np.any(self.train.labels, axis=1))
 
@@ -210,16 +211,16 @@ class WeakBench:
                         yield f"seed{seed}/student {name}", partial(self.student, name, seed)
 
     def _located(self, method: Method, seed: int) -> bool:
-        # that of this seed is there, or will be
+        # the localizer of this seed exists, or will
         return "maps" in self.only or self.localizer_file(method, seed).is_file()
 
     def run(self) -> dict[str, dict[str, Any]]:
-        """Measure the steps that are not measured yet, until the deadline; return the figures of all that are done.
+        """Measure the steps that are not measured yet, until the deadline; return the figures of all finished steps.
 
         Raises
         ------
         OptionError
-            If the folder holds figures of other options.
+            If the folder has figures of other options.
         """
         names = [name for name, _ in self.steps()]
         inputs = [self.source / part for part in SPLITS]
@@ -227,7 +228,7 @@ class WeakBench:
             inside = replace(self, work=folder)
             if self.source.is_file():
                 unpack_chips(self.source, inside.data)
-            # steps of other seeds too, which an earlier run measured
+            # including steps of other seeds measured in earlier runs
             held = {
                 str(path.relative_to(folder).with_suffix("")): read_json(path)
                 for path in sorted(folder.glob("seed[0-9]*/*.json"))
@@ -248,7 +249,7 @@ class WeakBench:
         return key
 
     def floors(self) -> dict[str, Any]:
-        """Baselines: an ellipse, Otsu's threshold of excess green, and what sizes and centres give away."""
+        """Baselines: an ellipse, Otsu's threshold of excess green, and artefacts of sizes and centres."""
         shown = np.any(self.val.labels, axis=1)
         scores: dict[str, list[float]] = {"small chip": [], "surround minus centre in excess green": []}
         for k in range(len(self.val)):
@@ -267,9 +268,9 @@ class WeakBench:
         }
 
     def localizer(self, method: Method, seed: int) -> dict[str, Any]:
-        """Train a localizer and judge its maps, of one view and as labels are made of them.
+        """Train a localizer and evaluate its maps, for one view and as used for labels.
 
-        Thresholds are those that are best on the fold.
+        Thresholds are the best on the fold.
         """
         out = self.localizer_file(method, seed).parent
         request = localizers.LocalizerRequest(
@@ -287,7 +288,7 @@ class WeakBench:
         return self._judge(self._recipe(method, seed))
 
     def start(self) -> dict[str, Any]:
-        """Judge the maps of the initial localizer."""
+        """Evaluate the maps of the initial localizer."""
         return self._judge(loading.recipe("localizer", self.init, batch=1, **self._place()))
 
     def _judge(self, recipe: Recipe) -> dict[str, Any]:
@@ -304,12 +305,12 @@ class WeakBench:
         return asdict(MapScores.of(locate, self.val)) | {"chosen": chosen, "threshold": THRESHOLDS[chosen]}
 
     def pseudo(self, name: str, seed: int) -> dict[str, Any]:
-        """Judge pseudo-labels of the fold, which the localizer was not trained on."""
+        """Evaluate pseudo-labels of the fold, which the localizer was not trained on."""
         label = self.label(name, seed)
         return label_scores(lambda chip: label(chip.rgb, chip.labels).values, self.fold)
 
     def student(self, name: str, seed: int) -> dict[str, Any]:
-        """Train a student on pseudo-labels, or on masks, and judge it on chips and on their mosaic."""
+        """Train a student on pseudo-labels, or on masks, and evaluate it on chips and on their mosaic."""
         source: Any = PaintedChips(self.train)
         if name != "masks":
             out = self.work / f"seed{seed}" / f"pseudo {name}"
@@ -346,7 +347,7 @@ class WeakBench:
 
     @property
     def _started(self) -> bool:
-        # whether the initial weights of localizers make maps already
+        # whether the initial weights of localizers already give maps
         return self.init == "bundled" or Path(self.init).is_file()
 
     def _numbers(self, method: Method) -> LocalizerPreset:

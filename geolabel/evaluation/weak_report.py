@@ -41,7 +41,7 @@ Plot = Callable[["Axes", Chip], None]
 
 
 def write_table(done: dict[str, dict[str, Any]], out: Path, title: str) -> list[Section]:
-    """Write the figures of all steps that are done as Markdown: means over seeds, and their spread (max - min)."""
+    """Write the figures of all finished steps as Markdown: means over seeds, and their spread (max - min)."""
     sections = [
         _image_section(done),
         map_section(done),
@@ -71,7 +71,7 @@ def _image_section(done: dict[str, dict[str, Any]]) -> Section:
 
 
 def map_section(done: dict[str, dict[str, Any]]) -> Section:
-    """Where maps have their maximum, and how well they cover landslides."""
+    """Position of the maximum of maps, and how well they cover landslides."""
     rows, areas = [], 0.0
     for name, of in _localizers(done).items():
         maps = [found["maps"] for found in of]
@@ -88,7 +88,7 @@ def map_section(done: dict[str, dict[str, Any]]) -> Section:
 
 
 def _pseudo_section(done: dict[str, dict[str, Any]]) -> Section:
-    """How well pseudo-labels agree with masks."""
+    """Agreement of pseudo-labels with masks."""
     rows = []
     for name in PSEUDO:
         if of := _over_seeds(done, f"pseudo {name}"):
@@ -102,7 +102,7 @@ STUDENT_FIGURES = {"iou": "IoU", "f1": "F1", "overall_accuracy": "OA", "precisio
 
 
 def _student_section(done: dict[str, dict[str, Any]]) -> Section:
-    """Students and baselines, on all chips, on those that show something, and on the mosaic."""
+    """Students and baselines, on all chips, on those that show a class, and on the mosaic."""
     found = {f"student of {name}": _over_seeds(done, f"student {name}") for name in STUDENTS}
     floors = done.get("floors", {})
     found |= {name: [floors[name]] for name in ("ellipse", "Otsu") if name in floors}
@@ -143,7 +143,7 @@ def difference_section(done: dict[str, dict[str, Any]]) -> Section:
 
 
 def _of_both(done: dict[str, dict[str, Any]], first: str, second: str) -> tuple[list[Any], list[Any]]:
-    """Figures of two steps, of the seeds that have both; the initial localizer goes with every seed."""
+    """Figures of two steps for the seeds that have both; the initial localizer is combined with every seed."""
     found: tuple[list[Any], list[Any]] = [], []
     for seed in dict.fromkeys(key.partition("/")[0] for key in done if "/" in key):
         keys = [START if name == START else f"{seed}/{name}" for name in (first, second)]
@@ -190,7 +190,7 @@ class _Sheet:
     seed: int
 
     def columns(self) -> dict[str, Plot]:
-        """Columns by title, of all that is trained."""
+        """Columns by title, for all trained networks."""
         found: dict[str, Plot] = {}
         for method in METHODS:
             if self.bench.localizer_file(method, self.seed).is_file():
@@ -240,7 +240,7 @@ def _outline(axes: Axes, chip: Chip, values: UInt8Array) -> None:
 
 
 def draw_sheet(bench: WeakBench, path: Path, *, seed: int = 0, count: int = COUNT) -> dict[str, list[str]]:
-    """Plot `count` chips of ``val/`` that show something, evenly spread, one a row.
+    """Plot `count` chips of ``val/`` that show a class, evenly spread, one per row.
 
     Truth is outlined in yellow, predictions in red with their IoU below; prompts on maps are cyan.
 
