@@ -16,21 +16,21 @@ from geolabel.tiles import Window
 from geolabel.types import BoolArray
 
 SAME_GSD = 0.01
-"""A grid whose pixels differ from the wanted gsd by no more than this share is used as it is."""
+"""A grid is used unchanged if its gsd differs from the wanted one by no more than this share."""
 
 MOST_ENLARGED = 4.0
-"""How much larger the working grid of a coarse scene is than the scene, at most and along a side."""
+"""Maximum factor by which the working grid enlarges a coarse scene along each side."""
 
 ALIGNED = 0.01
-"""Pixels by which two grids may miss each other and still count as one."""
+"""Tolerance in pixels for grids to count as aligned."""
 
 PATCH = 64
-"""Side in pixels of the patches that are compared with an area as a whole."""
+"""Side in pixels of the patches that are tested against an area as a whole."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A raster's placement: coordinate reference system, affine transform and size.
+    """Georeference and size of a raster: coordinate reference system, affine transform, height and width.
 
     Pixel ``(row, col)`` covers ``[col, col + 1) x [row, row + 1)`` in the frame that `transform` maps to the CRS.
     The transform may be rotated or south-up.
@@ -38,7 +38,7 @@ class Grid:
     Parameters
     ----------
     crs
-        None for a picture that lies nowhere on Earth; `unit_m` then says how long one unit of its transform is.
+        None for an image without CRS; `unit_m` is then the length of one unit of its transform.
     transform
         Pixel to CRS coordinates.
     height, width
@@ -55,9 +55,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
-            raise SceneError(f"a grid of {self.height} x {self.width} px holds no pixel")
+            raise SceneError(f"a grid of {self.height} x {self.width} px has no pixels")
         if self.transform.determinant == 0 or not all(math.isfinite(v) for v in self.transform):
-            raise SceneError(f"the transform {tuple(self.transform)[:6]} cannot be inverted: it gives pixels no area")
+            raise SceneError(f"the transform {tuple(self.transform)[:6]} cannot be inverted: its pixels have no area")
 
     @property
     def window(self) -> Window:
@@ -77,12 +77,12 @@ class Grid:
         return shapely.Polygon([self.transform * corner for corner in corners])
 
     def pixel_size_m(self) -> tuple[float, float]:
-        """Width and height of the central pixel in metres, geodesic wherever the CRS lies on Earth.
+        """Width and height of the central pixel in metres, geodesic if the CRS is.
 
         Raises
         ------
         SceneError
-            If the CRS is missing and `unit_m` too, or the centre of the grid lies outside what the CRS can map.
+            If both CRS and `unit_m` are missing, or the centre of the grid is outside the area of the CRS.
         """
         if self.crs is None:
             if self.unit_m is None:
@@ -103,7 +103,7 @@ class Grid:
         (lon, lat), right, down = (to_lonlat.transform(*p) for p in corners)
         if not all(math.isfinite(v) for v in (lon, lat, *right, *down)):
             raise SceneError(
-                f"the centre of the scene, {self.center}, lies outside what {self.crs.name} can map: "
+                f"the centre of the scene, {self.center}, is outside the area of {self.crs.name}: "
                 "the CRS or the transform of the file is wrong"
             )
         geod = self.crs.get_geod() or pyproj.Geod(ellps="WGS84")
@@ -115,30 +115,30 @@ class Grid:
         return math.sqrt(math.prod(self.pixel_size_m()))
 
     def at_gsd(self, gsd: float) -> Grid:
-        """The same extent with pixels of `gsd` metres, scaled per axis; the grid itself where it is within 1 %."""
+        """The same extent with pixels of `gsd` metres, scaled per axis; the grid itself if it is within 1 %."""
         scale_x, scale_y = (size / gsd for size in self.pixel_size_m())
         if abs(scale_x - 1) <= SAME_GSD and abs(scale_y - 1) <= SAME_GSD:
             return self
         return self.resized(max(1, round(self.height * scale_y)), max(1, round(self.width * scale_x)))
 
     def resized(self, height: int, width: int) -> Grid:
-        """The same extent in another number of pixels."""
+        """The same extent with another number of pixels."""
         transform = self.transform * Affine.scale(self.width / width, self.height / height)
         return replace(self, transform=transform, height=height, width=width)
 
     def working(self, gsd_range: tuple[float, float]) -> Grid:
-        """The grid to work on: the scene's own gsd where the networks' range allows, else the nearest end of it.
+        """The grid to work on: the scene's own gsd if the networks support it, else the nearest supported one.
 
-        A scene is enlarged at most `MOST_ENLARGED` times: more would add work and nothing to see.
+        A scene is enlarged at most `MOST_ENLARGED` times: more would add work without detail.
         """
         finest, coarsest = gsd_range
         return self.at_gsd(min(max(self.gsd, finest), max(coarsest, self.gsd / MOST_ENLARGED)))
 
     def window_of(self, other: Grid) -> Window | None:
-        """Where another grid lies on this one, continued in all directions; None where the two do not share pixels.
+        """Window of another grid in this one, extended in all directions; None if pixels are not aligned.
 
-        They do where the CRS is the same and no corner of the other lies further than `ALIGNED` from a corner of
-        pixels. Grids without CRS lie nowhere, so they share none.
+        They are if the CRS is the same and every corner of the other grid is within `ALIGNED` of a pixel corner. Grids
+        without CRS are never aligned.
         """
         if self.crs is None or other.crs is None or not self.crs.equals(other.crs, ignore_axis_order=True):
             return None
@@ -151,7 +151,7 @@ class Grid:
         return Window(row, col, other.height, other.width)
 
     def crop(self, window: Window) -> Grid:
-        """The part of the grid under `window`, pixel for pixel."""
+        """The part of the grid in `window`, pixel for pixel."""
         if not self.window.contains(window):
             raise SceneError(f"{window} is not inside a grid of {self.height} x {self.width} px")
         transform = self.transform * Affine.translation(window.col, window.row)
@@ -159,34 +159,34 @@ class Grid:
 
 
 def span(bounds: Iterable[float]) -> str:
-    """Left, bottom, right and top as messages name an extent."""
+    """An extent for messages: left, bottom, right and top."""
     left, bottom, right, top = bounds
     return f"x {left:.10g} to {right:.10g}, y {bottom:.10g} to {top:.10g}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A georeferenced raster as its header describes it."""
+    """A georeferenced raster, as described by its header."""
 
     name: str
-    """What the user called it: a path, a URI, or the name of an array."""
+    """The user's name for it: a path, a URI, or the name of an array."""
     grid: Grid
     """The raster's own grid."""
     bands: tuple[int, int, int]
-    """One-based band numbers that serve as red, green and blue; one band may serve as all three."""
+    """One-based numbers of the bands used as red, green and blue; they may be equal."""
     dtype: str
     band_count: int
     size_bytes: int | None = None
     modified: str | None = None
     """ISO 8601 time of the last change of the file, if known."""
     event_date: str | None = None
-    """ISO 8601 date of acquisition, if the scene carries one."""
+    """ISO 8601 date of acquisition, if known."""
 
 
 def inside(geometry: shapely.Geometry, grid: Grid, window: Window) -> BoolArray:
-    """Whether the centre of each pixel of `window` lies inside a geometry in the grid's CRS.
+    """Whether the centre of each pixel of `window` is inside a geometry in the grid's CRS.
 
-    The geometry is prepared in place, so threads that share one have to take turns.
+    The geometry is prepared in place, so it may not be used by several threads at once.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def inside(geometry: shapely.Geometry, grid: Grid, window: Window) -> BoolArray:
     """
     shapely.prepare(geometry)
     result = np.zeros((window.height, window.width), bool)
-    # Pixels are asked one by one only where an outline passes; elsewhere a patch is inside or outside as a whole.
+    # Pixels are tested one by one only near an outline; other patches are inside or outside as a whole.
     for row in range(0, window.height, PATCH):
         for col in range(0, window.width, PATCH):
             patch = result[row : row + PATCH, col : col + PATCH]

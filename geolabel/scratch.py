@@ -1,11 +1,11 @@
 """Scratch folders: outputs are written here before they are moved into place, all or none.
 
-A scratch folder is made beside the outputs, on their file system, under a random name, and links in a folder are never
-followed. What it holds moves into place by renaming. A journal in it says what moves where, so that a run which is
-killed in between is undone by the next one: what was there before is there again.
+A scratch folder is created beside the outputs, on the same file system, under a random name; links in a folder are
+never followed. Its files are moved into place by renaming. A journal in it lists the moves, so that the next run can
+undo those of a run that was killed, and restore the previous files.
 
-A folder counts as scratch only where it holds a file that names the folder's own inode, as no copy of one does. While
-its run lives the file is locked, which ends with the process however that dies.
+A folder is only recognised as scratch if it has a file that contains the folder's inode number, which is never true of
+a copy. The file is locked while its run lives; the lock ends with the process, however it dies.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from geolabel.parsing import read_json
 log = logging.getLogger(__name__)
 
 PREFIX, SUFFIX = ".geolabel-", ".part"
-"""Of the names of scratch folders, around what is drawn at random."""
+"""Prefix and suffix of names of scratch folders, around random characters."""
 
 OWNER, JOURNAL, DONE = "owner", "journal.json", "done"
-"""Files in a scratch folder: whose it is, what moves where, and that all of it has moved."""
+"""Files in a scratch folder: its owner, the journal of moves, and the mark that all moves are done."""
 
 NEW, OLD = "new", "old"
-"""Folders in it: what takes a place, and what had it before."""
+"""Subfolders: new files, and the files they replace."""
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-"""What file systems answer that lock nothing: scratch of theirs is not known for dead, and stays."""
+"""Errors of file systems without locks: scratch folders there cannot be known as dead, and are kept."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Move:
 
     final: Path
     staged: Path | None = None
-    """None where the file at `final` is removed."""
+    """None to remove the file at `final`."""
     exclusive: bool = False
-    """Whether nothing may stand at `final`."""
+    """Whether `final` must not exist."""
 
 
 class Scratch:
@@ -62,7 +62,7 @@ class Scratch:
     Raises
     ------
     OSError
-        If the folder cannot be made.
+        If the folder cannot be created.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -78,14 +78,14 @@ class Scratch:
             raise
 
     def room(self) -> Path:
-        """Make an empty folder to write something in that is moved into place later."""
+        """Create an empty folder for files that are moved into place later."""
         self._count += 1
         folder = self.path / NEW / f"{self._count}"
         folder.mkdir()
         return folder
 
     def close(self) -> None:
-        """Delete the folder; what cannot be deleted, or could not be put back to its place, stays in it."""
+        """Delete the folder, except files that cannot be deleted or restored."""
         self._owner.close()
         if (self.path / DONE).exists() or not (self.path / JOURNAL).exists():
             _clear(self.path)
@@ -97,19 +97,19 @@ def commit(moves: Sequence[Move], scratches: Sequence[Scratch]) -> None:
     Parameters
     ----------
     scratches
-        Those that hold what moves; each place belongs to the folder beside one of them.
+        Folders whose files are moved; each destination is beside one of them.
 
     Raises
     ------
     OSError
-        If a move fails; what was there before is there again then.
+        If a move fails; the previous files are then restored.
     """
     if len(moves) == 1 and moves[0].staged is not None:
         _place(moves[0].staged, moves[0].final, exclusive=moves[0].exclusive)
         return
     first = scratches[0]
     steps: list[tuple[Move, Path]] = []
-    for scratch in reversed(scratches):  # the one that says when all is done comes last
+    for scratch in reversed(scratches):  # the one that holds the final mark comes last
         own = [move for move in moves if _home(move, scratches) is scratch]
         entries = [_entry(move, scratch) for move in own]
         others = [os.path.relpath(other.path, first.path) for other in scratches[1:]] if scratch is first else []
@@ -135,7 +135,7 @@ def commit(moves: Sequence[Move], scratches: Sequence[Scratch]) -> None:
 
 
 def settle(folder: Path) -> None:
-    """Finish, in a folder, what a run that was killed has left: undo a move that it had only begun, delete scratch."""
+    """Clean up after killed runs in a folder: undo incomplete moves, delete scratch folders."""
     with suppress(OSError):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX) and entry.is_dir(follow_symlinks=False):
@@ -143,7 +143,7 @@ def settle(folder: Path) -> None:
 
 
 def is_scratch(path: Path) -> bool:
-    """Whether a path is called like a scratch folder, which no list of outputs has."""
+    """Whether a path is named like a scratch folder, which no listing of outputs includes."""
     return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
 
 
@@ -152,13 +152,13 @@ def _settle(path: Path) -> None:
         return
     try:
         owner = _lock(path / OWNER)
-    except OSError:  # its run is going on
+    except OSError:  # its run is alive
         return
     with owner:
         record = _read(path) or {"moves": [], "first": None, "others": []}
         lead = None if record["first"] is None else path / record["first"]
         if lead is not None and not (path / DONE).exists() and lead.is_dir() and _is_ours(lead):
-            _settle(lead)  # which knows whether all was done, and settles this one too
+            _settle(lead)  # it has the final mark, and settles this folder too
         done = (path / DONE).exists()
         others = [other for name in record["others"] if (other := path / name).is_dir() and _is_ours(other)]
         settled = [one for one in (*others, path) if one.is_dir() and (_finish(one) if done else _undo(one))]
@@ -173,7 +173,7 @@ def _finish(path: Path) -> bool:
 
 
 def _undo(path: Path) -> bool:
-    """Take back what has moved; whether everything is where it was."""
+    """Undo moves; returns whether everything could be restored."""
     record, lost = _read(path), []
     for number, (staged, final, mark) in reversed(list(enumerate((record or {}).get("moves", ())))):
         place, kept = path.parent / final, path / OLD / f"{number}"
@@ -187,7 +187,7 @@ def _undo(path: Path) -> bool:
                 else:
                     place.replace(path.parent / staged)
             if _exists(kept):
-                if _exists(place):  # somebody has put a file there since
+                if _exists(place):  # another program has put a file there since
                     lost.append(place)
                 else:
                     place.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def _undo(path: Path) -> bool:
 
 
 def _home(move: Move, scratches: Iterable[Scratch]) -> Scratch:
-    """The scratch folder that a move belongs to: beside its place, and around or beside what takes it."""
+    """The scratch folder of a move: beside its destination, and around or beside the new file."""
     paths = [move.final] if move.staged is None else [move.final, move.staged]
     return next(scratch for scratch in scratches if all(_below(path, scratch.parent) for path in paths))
 
@@ -221,7 +221,7 @@ def _entry(move: Move, scratch: Scratch) -> list[Any]:
 
 
 def _identity(path: Path) -> list[int] | None:
-    """By what a file is known again after it was renamed."""
+    """Identity of a file that survives renaming."""
     try:
         status = path.lstat()
     except OSError:
@@ -230,7 +230,7 @@ def _identity(path: Path) -> list[int] | None:
 
 
 def _place(staged: Path, final: Path, *, exclusive: bool) -> None:
-    """Move a file to its place; where that must be free, a file that appears at the same moment is kept."""
+    """Move a file into place; if the destination must not exist, a file that appears there concurrently is kept."""
     if not exclusive:
         staged.replace(final)
         return
@@ -239,7 +239,7 @@ def _place(staged: Path, final: Path, *, exclusive: bool) -> None:
             os.link(staged, final, follow_symlinks=False)
         except FileExistsError:
             raise
-        except (OSError, NotImplementedError):  # a file system without links
+        except (OSError, NotImplementedError):  # a file system without hard links
             pass
         else:
             staged.unlink()
@@ -250,12 +250,12 @@ def _place(staged: Path, final: Path, *, exclusive: bool) -> None:
 
 
 def _exists(path: Path) -> bool:
-    """Whether anything stands there, a broken link too."""
+    """Whether the path exists, also as a broken link."""
     return os.path.lexists(path)
 
 
 def _is_inside(name: str, folder: Path) -> bool:
-    """Whether a name is that of a place below a folder, with no link on the way."""
+    """Whether a relative name leads to a path inside a folder, without links on the way."""
     inner = Path(name)
     if inner.is_absolute() or inner.drive or ".." in inner.parts or not inner.parts:
         return False
@@ -263,7 +263,7 @@ def _is_inside(name: str, folder: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The journal of a scratch folder; None where nothing moves."""
+    """The journal of a scratch folder; None without moves."""
     try:
         record = read_json(path / JOURNAL)
     except (OSError, ValueError):
@@ -290,12 +290,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def _lock(path: Path, text: str | None = None) -> IO[bytes]:
-    """Open a file and lock it for as long as it is open, and this process lives; `text` for a new one.
+    """Open a file and lock it while it is open and this process lives; `text` is for a new file.
 
     Raises
     ------
     OSError
-        If another process has locked it, or the file system knows no locks and the file is not new.
+        If another process has locked it, or the file system has no locks and the file is not new.
     """
     file = path.open("rb+" if text is None else "xb")
     try:
@@ -304,7 +304,7 @@ def _lock(path: Path, text: str | None = None) -> IO[bytes]:
         except OSError as error:
             if text is None or error.errno not in WITHOUT_LOCKS:
                 raise
-        if text is not None:  # written last: until then the folder is nobody's
+        if text is not None:  # written last: until then the folder is not recognised as scratch
             file.write(text.encode())
             file.flush()
     except BaseException:
@@ -318,7 +318,7 @@ def lock_open(file: IO[bytes]) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(1 << 30)  # beyond the text, which others read
+        file.seek(1 << 30)  # beyond the text, which other processes read
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         file.seek(0)
     else:
@@ -328,7 +328,7 @@ def lock_open(file: IO[bytes]) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Delete a scratch folder, its mark last: what cannot be deleted now is known for scratch by the next run."""
+    """Delete a scratch folder, its mark last, so that the next run recognises anything that remains."""
     for entry in sorted(path.iterdir() if path.is_dir() else (), key=lambda entry: entry.name == OWNER):
         if entry.name == OWNER and len(list(path.iterdir())) > 1:
             log.warning("%s cannot be deleted: delete it by hand", path)

@@ -1,11 +1,11 @@
-"""Objects without seams: masks as spans, joined wherever they touch.
+"""Objects without seams: masks as spans, joined where they touch.
 
 A span is a run of mask pixels in one row. Spans are found block by block; a span that ends at a seam is joined to the
-one that begins there, and then nothing is left of the blocks: components, holes, bounding boxes, moments and outlines
-come from the spans of the whole grid and are the same for every block size. Spans take less memory than the outlines of
-the objects that they make up, which is what bounds a run over a scene of any size; pixels are held for one block only.
+one that starts there. After that, nothing depends on blocks: components, holes, bounding boxes, moments and outlines
+are computed from the spans of the whole grid. Spans take less memory than outlines, which bounds the memory of a run
+over a large scene; pixels are kept for one block only.
 
-Rows and columns are those of the grid, spans half-open like windows, and everything counted is an exact integer.
+Rows and columns are those of the grid, spans are half-open like windows, and all counts are exact integers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from geolabel.tiles import Window
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 
 Connectivity = Literal[4, 8]
-"""Whether pixels that share an edge, or also those that share a corner, belong together."""
+"""Whether pixels are connected over edges only, or also over corners."""
 
 
 @dataclass(frozen=True)
 class Spans:
-    """N runs of pixels in raster order, apart from each other: row ``row``, columns ``[start, stop)``."""
+    """N disjoint runs of pixels in raster order: row ``row``, columns ``[start, stop)``."""
 
     row: Int32Array
     start: Int32Array
@@ -47,7 +47,7 @@ class Spans:
         change[:, 0] = mask[:, 0]
         np.not_equal(mask[:, 1:], mask[:, :-1], out=change[:, 1:-1])
         change[:, -1] = mask[:, -1]
-        row, col = np.divmod(np.flatnonzero(change), width + 1)  # every row changes in, out, in, out
+        row, col = np.divmod(np.flatnonzero(change), width + 1)  # changes in a row alternate between start and stop
         return cls(
             *(
                 (values + offset).astype(np.int32)
@@ -57,7 +57,7 @@ class Spans:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Put spans one after the other, in whatever order that is."""
+        """Concatenate spans, without sorting."""
         return cls(
             *(np.concatenate([np.zeros(0, np.int32), *(getattr(one, f.name) for one in parts)]) for f in fields(cls))
         )
@@ -71,23 +71,23 @@ class Spans:
         return len(self.row)
 
     def __getitem__(self, index: BoolArray | Int64Array | slice) -> Self:
-        """Spans chosen by mask, ascending indices or slice."""
+        """Spans selected by mask, ascending indices or slice."""
         return type(self)(self.row[index], self.start[index], self.stop[index])
 
     @property
     def lengths(self) -> Int64Array:
-        """(N,) pixels of each span."""
+        """(N,) number of pixels of each span."""
         return self.stop.astype(np.int64) - self.start
 
     @cached_property
     def _keys(self) -> tuple[int, Int64Array, Int64Array]:
-        # Starts and stops as single ascending numbers; those of one row, moved by one, do not reach the next row's.
+        # Starts and stops as single ascending numbers, spaced so that shifts by one do not reach another row.
         pitch = int(self.stop.max(initial=0)) + 2
         base = self.row.astype(np.int64) * pitch
         return pitch, base + self.start, base + self.stop
 
     def in_order(self) -> bool:
-        """Whether these are spans as they have to be; for those that a file holds."""
+        """Whether these are valid spans; to check those of a file."""
         row, start, stop = self.row, self.start, self.stop
         if not all(values.ndim == 1 and values.dtype == np.int32 for values in (row, start, stop)):
             return False
@@ -97,7 +97,7 @@ class Spans:
         return bool((below | (np.diff(row) == 0) & (start[1:] >= stop[:-1])).all())
 
     def clip(self, window: Window) -> tuple[Self, Int64Array]:
-        """Return the parts of spans inside a window, and (M,) which span each is a part of."""
+        """Return the parts of spans inside a window, and (M,) the index of the span of each part."""
         first, last = np.searchsorted(self.row, [window.row, window.bottom])
         start = np.maximum(self.start[first:last], window.col)
         stop = np.minimum(self.stop[first:last], window.right)
@@ -107,20 +107,20 @@ class Spans:
 
     @property
     def hull(self) -> Window | None:
-        """The smallest window that holds all spans; None where there are none."""
+        """The smallest window that contains all spans; None if there are none."""
         if not len(self):
             return None
         row, col = int(self.row[0]), int(self.start.min())
         return Window(row, col, int(self.row[-1]) + 1 - row, int(self.stop.max()) - col)
 
     def pixels(self, window: Window) -> Int64Array:
-        """(P,) flat indices, ascending, of the pixels of spans that lie inside `window`, in an array of that window."""
+        """(P,) ascending flat indices of the pixels of spans inside `window`, in an array of that window."""
         ends = np.cumsum(self.lengths)
         first = (self.row.astype(np.int64) - window.row) * window.width + self.start - window.col
         return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - ends + self.lengths, self.lengths)
 
     def paint(self, window: Window, values: AnyArray, background: int = 0) -> AnyArray:
-        """Draw the part of spans inside `window`.
+        """Rasterize the part of spans inside `window`.
 
         Parameters
         ----------
@@ -153,7 +153,7 @@ class Spans:
         return upper, lower
 
     def holding(self, rows: Int64Array, cols: Int64Array) -> Int64Array:
-        """(M,) number of the span that each pixel is in, -1 where it is in none."""
+        """(M,) number of the span that contains each pixel, or -1."""
         if not len(self):
             return np.full(len(rows), -1, np.int64)
         pitch, starts, _ = self._keys
@@ -162,7 +162,7 @@ class Spans:
         return np.where(inside, at, -1)
 
     def meeting(self, other: Spans) -> BoolArray:
-        """(N,) which spans share a pixel with one of the other's."""
+        """(N,) whether each span shares a pixel with one of the others."""
         pitch = int(max(self.stop.max(initial=0), other.stop.max(initial=0))) + 1
         first, last = (other.row.astype(np.int64) * pitch + values for values in (other.start, other.stop))
         low, high = (self.row.astype(np.int64) * pitch + values for values in (self.start, self.stop))
@@ -180,11 +180,11 @@ class Spans:
 
 
 def connected(one: Int64Array, other: Int64Array, count: int) -> tuple[Int32Array, int]:
-    """Group `count` things of which pairs belong together, two arrays of indices.
+    """Group `count` items, given pairs of connected ones as two arrays of indices.
 
     Returns
     -------
-    labels : (count,) group of each thing, numbered from 0 by their first thing
+    labels : (count,) group of each item, numbered from 0 by their first item
     groups : number of groups
     """
     if not count:
@@ -198,12 +198,12 @@ def connected(one: Int64Array, other: Int64Array, count: int) -> tuple[Int32Arra
 
 
 def join(parts: Sequence[Spans]) -> tuple[Spans, Int64Array]:
-    """Put spans of windows that do not overlap together; spans that meet at a seam become one.
+    """Merge spans of disjoint windows; spans that meet at a seam become one.
 
     Returns
     -------
     spans : N spans
-    index : (M,) which of them each span of the concatenated `parts` went into
+    index : (M,) the merged span that each span of the concatenated `parts` became part of
     """
     if not parts:
         return Spans.empty(), np.zeros(0, np.int64)
@@ -224,7 +224,7 @@ def drop_small(spans: Spans, minimum: float, *, frame: Window | None = None) -> 
     Parameters
     ----------
     frame
-        A block: components that touch its frame, and may continue beyond it, are kept.
+        Window of a block: components that touch its frame, and may continue beyond it, are kept.
     """
     labels, count = spans.components(4)
     keep = total(spans.lengths, labels, count) >= minimum
@@ -241,12 +241,12 @@ def holes(spans: Spans, maximum: float, height: int) -> tuple[Spans, Int32Array,
     Parameters
     ----------
     height
-        Rows of the grid.
+        Number of rows of the grid.
 
     Returns
     -------
     gaps : spans of the holes
-    labels : the hole that each belongs to
+    labels : hole of each gap
     count : number of holes
     """
     gaps = spans.gaps()
@@ -260,8 +260,8 @@ def holes(spans: Spans, maximum: float, height: int) -> tuple[Spans, Int32Array,
 def _open(gaps: Spans, spans: Spans, height: int) -> BoolArray:
     """Whether a gap touches, in the row above or below, background that reaches the left or right end of the row.
 
-    Together with the first and last row of the grid, this is every way out of a hole: background inside a row's
-    first and last span consists of gaps.
+    Together with the first and last row of the grid, these are all exits of a hole: background between the first and
+    last span of a row consists of gaps.
     """
     rows, first = np.unique(spans.row, return_index=True)
     left, right = spans.start[first], spans.stop[np.append(first[1:], len(spans))[: len(first)] - 1]
@@ -280,7 +280,7 @@ def total(values: AnyArray, labels: AnyArray, count: int) -> Int64Array:
 
 
 def largest(values: AnyArray, labels: AnyArray, count: int, least: int = 0) -> Int64Array:
-    """(count,) maximum of integers per label; `least` where a label has none."""
+    """(count,) maximum of integers per label; `least` if a label has none."""
     result = np.full(count, least, np.int64)
     np.maximum.at(result, labels, values.astype(np.int64))
     return result
@@ -288,7 +288,7 @@ def largest(values: AnyArray, labels: AnyArray, count: int, least: int = 0) -> I
 
 @dataclass(frozen=True)
 class Shapes:
-    """Bounding boxes and moments of K objects, by exact integers."""
+    """Bounding boxes and moments of K objects, as exact integers."""
 
     area: Int64Array
     """(K,) pixels; the moment m00."""
@@ -303,13 +303,13 @@ class Shapes:
     right: Int64Array
     """(K,) first column to the right."""
     first: Int64Array
-    """(K,) the object's first span: where its first pixel in raster order is."""
+    """(K,) the object's first span in raster order."""
 
     @classmethod
     def of(cls, spans: Spans, labels: Int32Array, count: int) -> Self:
-        """Measure the objects that spans are labelled with (N,); every object from 0 to `count` - 1 has a span."""
+        """Measure labelled spans (N,); every object from 0 to `count` - 1 must have a span."""
         lengths, row = spans.lengths, spans.row.astype(np.int64)
-        # the columns of a span are an arithmetic series
+        # the columns of a span form an arithmetic series
         columns = (spans.start.astype(np.int64) + spans.stop - 1) * lengths // 2
         return cls(
             area=total(lengths, labels, count),

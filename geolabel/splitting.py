@@ -1,7 +1,7 @@
-"""Objects that touch, cut where they are narrow: the distance to the edge has a summit in each part and a pass between.
+"""Split touching objects at necks: the distance to the edge has a maximum in each part and a pass between them.
 
-The watershed of the distance transform (Beucher and Lantuejoul 1979) gives every summit a basin; basins are joined over
-the highest passes first, unless the pass is low beside the lower of the two summits.
+The watershed of the distance transform (Beucher and Lantuejoul 1979) gives every maximum a basin; basins are merged
+from the highest pass down, unless the pass is low compared with the lower of the two maxima.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 1 << 26
-"""Of the rectangle around an object that is looked at; larger ones stay whole."""
+"""Maximum pixels of the rectangle around an object; larger objects are not split."""
 
 
 def split_at_necks(
     spans: Spans, labels: Int32Array, count: int, *, neck: float, min_area_px: float = 0
 ) -> tuple[Spans, Int32Array, Int32Array]:
-    """Cut objects where they are narrow.
+    """Split objects at necks.
 
     Parameters
     ----------
     spans, labels, count
-        Objects that do not touch: spans in raster order, object (N,) of each, how many there are.
+        Disjoint objects: spans in raster order, object (N,) of each, number of objects.
     neck
-        Width at which an object is cut, as a share of the width of the narrower of its parts, 0..1.
+        Maximum width of a neck, as a share of the width of the narrower part, 0..1.
     min_area_px
         Minimum area of a part, pixels.
 
     Returns
     -------
-    spans (M,), part (M,) of each, and (K,) the object that each part was cut from
+    spans (M,), part (M,) of each, and (K,) the object of each part
 
-    Parts are numbered by their first pixels in raster order. Those of one object touch.
+    Parts are numbered by their first pixels in raster order. Parts of one object touch.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def _parts(spans: Spans, neck: float, min_area_px: float) -> list[Spans]:
     window = spans.hull
     assert window is not None
     if window.height * window.width > MAX_PIXELS:
-        log.warning("the landslide in %s is too large to be cut at its necks, and stays whole", window)
+        log.warning("the landslide in %s is too large to be split at necks, and is kept whole", window)
         return [spans]
     if spans.lengths.sum() < 2 * max(min_area_px, 1):
         return [spans]

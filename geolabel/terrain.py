@@ -1,8 +1,8 @@
 """Slope, aspect and curvature of heights, by finite differences over three by three heights.
 
-Heights are on a working grid whose pixels are metres wide. A height model that is coarser than the grid is interpolated
-onto it; its differences are taken over one cell of the model, so that slopes are those of the model and not of the
-facets between its heights.
+Heights are on a working grid with pixel sizes in metres. A height model that is coarser than the grid is interpolated;
+differences are taken over one cell of the model, so that slopes are those of the model and not of the facets between
+its heights.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from geolabel.seams import Spans, total
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array
 
 LOWEST_M, HIGHEST_M = -1_000.0, 10_000.0
-"""Minimum and maximum height on land; what is beyond, such as an undeclared -9999, is no height."""
+"""Minimum and maximum height on land; values beyond, such as an undeclared -9999, are ignored."""
 
 WEIGHTS = ((-1, 1), (0, 2), (1, 1))
-"""Of the three differences along an axis, by the step across it (Horn, 1981)."""
+"""Weights of the three differences along an axis (Horn, 1981)."""
 
 
 @dataclass(frozen=True)
 class Terrain:
-    """What follows from heights at every pixel."""
+    """Derivatives of heights at every pixel."""
 
     slope: Float64Array
     """(h, w) degrees from the horizontal, 0..90."""
     east: Float64Array
-    """(h, w) eastward part of the unit vector that points down the slope; 0 where the ground is level."""
+    """(h, w) eastward component of the unit vector that points downslope; 0 on level ground."""
     north: Float64Array
-    """(h, w) its northward part."""
+    """(h, w) northward component."""
     curvature: Float64Array
     """(h, w) 1/m, see `derive`: positive on a ridge, negative in a hollow, 0 on a plane."""
     known: BoolArray
-    """(h, w) where all nine heights are known; values of other pixels are 0."""
+    """(h, w) whether all nine heights are known; other values are 0."""
 
 
 def pixel_sizes(grid: Grid, rows: range) -> tuple[Float64Array, Float64Array]:
-    """(h,) widths and heights in metres of the pixels of some rows, in the middle of the grid.
+    """(h,) widths and heights in metres of the pixels of some rows, at the middle column of the grid.
 
-    Degrees of longitude shrink towards the poles, so on a geographic grid each row has a width of its own; elsewhere
-    all pixels are as large as the central one.
+    Degrees of longitude shrink towards the poles, so on a geographic grid they vary by row; on other grids all pixels
+    have the size of the central one.
     """
     count = len(rows)
     geod = grid.crs.get_geod() if grid.crs is not None and grid.crs.is_geographic else None
@@ -72,10 +72,10 @@ def _apart(
 def derive(
     heights: Float64Array, known: BoolArray, sizes: tuple[Float64Array, Float64Array], grid: Grid, step: int = 1
 ) -> Terrain:
-    """Slope, aspect and curvature of heights.
+    """Compute slope, aspect and curvature of heights.
 
     Slope and aspect follow Horn (1981). Curvature is that of Zevenbergen and Thorne (1987): ``-2 (D + E)``, the
-    negative sum of the second derivatives along both axes, as in ArcGIS and xarray-spatial, which give it times 100.
+    negative sum of the second derivatives along both axes, as in ArcGIS and xarray-spatial, which scale it by 100.
 
     Parameters
     ----------
@@ -85,9 +85,9 @@ def derive(
     sizes
         (h,) widths and heights of the pixels of each row, metres; see `pixel_sizes`.
     grid
-        Which way its rows and columns run.
+        For the direction of its rows and columns.
     step
-        Pixels between the heights that differences are taken of: those of a cell of the model.
+        Distance in pixels of the heights that are subtracted: the size of a cell of the model.
 
     Returns
     -------
@@ -112,27 +112,27 @@ def derive(
 
 
 ALL_NINE = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
-"""Steps down and to the right from a place to those that differences are taken of."""
+"""Offsets (down, right) of the nine heights, in steps."""
 
 
 def _gradient(
     nine: Mapping[tuple[int, int], Float64Array], wide: Float64Array, tall: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
-    """Metres per metre along rows and columns, of heights at `ALL_NINE` that are so many metres apart (Horn, 1981)."""
+    """Gradient (metres per metre) along rows and columns, of heights at `ALL_NINE` with given spacings (Horn, 1981)."""
     rightward = sum(k * (nine[d, 1] - nine[d, -1]) for d, k in WEIGHTS) / (8 * wide)
     downward = sum(k * (nine[1, r] - nine[-1, r]) for r, k in WEIGHTS) / (8 * tall)
     return np.asarray(rightward), np.asarray(downward)
 
 
 def _moved(values: AnyArray, down: int, right: int, step: int) -> AnyArray:
-    """(h, w) what is `down` and `right` steps away from each pixel of an array with a margin of one step."""
+    """(h, w) values `down` and `right` steps away from each pixel of an array with a margin of one step."""
     height, width = values.shape[0] - 2 * step, values.shape[1] - 2 * step
     row, col = (1 + down) * step, (1 + right) * step
     return values[row : row + height, col : col + width]
 
 
 def _on_map(rightward: Float64Array, downward: Float64Array, grid: Grid) -> tuple[Float64Array, Float64Array]:
-    """Turn the gradient along columns and rows, metres per metre, to east and north of the grid's CRS."""
+    """Convert the gradient along columns and rows, metres per metre, to east and north of the grid's CRS."""
     a, b, _, d, e, _ = tuple(grid.transform)[:6]
     right_x, right_y = a / np.hypot(a, d), d / np.hypot(a, d)
     down_x, down_y = b / np.hypot(b, e), e / np.hypot(b, e)
@@ -140,20 +140,20 @@ def _on_map(rightward: Float64Array, downward: Float64Array, grid: Grid) -> tupl
 
 
 FORMS_M = (5.0, 15.0, 45.0)
-"""Distances over which the forms of the ground around a pixel are looked at."""
+"""Distances in metres at which the shape of the surrounding ground is measured."""
 
 
 def form_steps(pixel_m: float, step: int, limit: int) -> tuple[int, ...]:
-    """The distances `FORMS_M` in pixels: at least the cell of the height model, and at most `limit`."""
+    """The distances `FORMS_M` in pixels: at least one cell of the height model, at most `limit`."""
     return tuple(min(limit, max(step, 2, round(distance / pixel_m))) for distance in FORMS_M)
 
 
 def forms(
     heights: Float64Array, known: BoolArray, sizes: tuple[Float64Array, Float64Array], grid: Grid, steps: Sequence[int]
 ) -> dict[str, AnyArray]:
-    """How steep the ground around each pixel is, and how high it stands above it, at several distances.
+    """Steepness of the ground around each pixel, and its height above the surroundings, at several distances.
 
-    A height that is not known, as at the edge of a model, is continued in a straight line from the other side.
+    An unknown height, as at the edge of a model, is extrapolated linearly from the opposite side.
 
     Parameters
     ----------
@@ -166,8 +166,8 @@ def forms(
 
     Returns
     -------
-    (h, w) ``slope_*`` in degrees, ``rise_*`` in metres above the mean of eight places around per metre of distance, and
-    ``known``: where the height of the pixel itself is.
+    (h, w) ``slope_*`` in degrees, ``rise_*`` in metres above the mean of the eight surrounding heights per metre of
+    distance, and ``known``: whether the pixel's own height is known.
     """
     margin = max(steps)
     inner = tuple(slice(margin, side - margin) for side in heights.shape)
@@ -184,7 +184,7 @@ def forms(
 
 
 def _continued(z: Float64Array, known: BoolArray, step: int) -> dict[tuple[int, int], Float64Array]:
-    """(h, w) heights at `ALL_NINE`; those that are not known follow from the centre and the opposite one, if any."""
+    """(h, w) heights at `ALL_NINE`; unknown ones are extrapolated from the centre and the opposite one, if known."""
     here, centre = _moved(z, 0, 0, step), {}
     for down, right in ALL_NINE:
         there, opposite = _moved(known, down, right, step), _moved(known, -down, -right, step)
@@ -194,7 +194,7 @@ def _continued(z: Float64Array, known: BoolArray, step: int) -> dict[tuple[int, 
 
 
 def fall_lengths(spans: Spans, labels: Int32Array, aspects: Float64Array, grid: Grid) -> Float64Array:
-    """(K,) metres between the outermost centres of pixels of objects along their aspect; NaN where it is not known.
+    """(K,) metres between the outermost pixel centres of objects along their aspect; NaN if it is unknown.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Stand-ins for the networks, and hypothesis strategies: for the tests of geolabel and of programs that build on it.
+"""Stand-ins for networks, and hypothesis strategies: for the tests of geolabel and of programs that build on it.
 
 The stand-ins are real implementations of the Protocols in `parts`, fast and predictable to the pixel. The strategies
 need hypothesis, which is imported on use.
@@ -37,9 +37,9 @@ def brightness(image: UInt8Array) -> Float32Array:
 
 @dataclass(frozen=True)
 class FakeLocalizer:
-    """Finds what a function of the image marks; by default what is bright.
+    """Responds to a function of the image; by default its brightness.
 
-    The activation of a cell is the mean of the function over its pixels; the class probability around it is the largest
+    The activation of a cell is the mean of the function over its pixels; the class probability around it is the maximum
     activation in a window of the training size.
     """
 
@@ -66,10 +66,10 @@ class FakeLocalizer:
 
 @dataclass(frozen=True)
 class FakeSegmenter:
-    """Fills the box of a prompt or, where it has none, the discs round its foreground points."""
+    """Fills the box of a prompt or, without one, discs around its foreground points."""
 
     radius: float = 8.0
-    """Of a disc, pixels."""
+    """Radius of a disc, pixels."""
     window: int = 128
     gsd_range: tuple[float, float] = (0.01, 1000.0)
     predicted_iou: float = 1.0
@@ -92,7 +92,7 @@ class FakeSegmenter:
 
     def _box(self, size: tuple[int, ...], prompts: Prompts, k: int) -> BoolArray:
         rows, cols = np.ogrid[: size[0], : size[1]]
-        x0, y0, x1, y1 = prompts.boxes[k] - 0.5  # a pixel is in the box when its centre is
+        x0, y0, x1, y1 = prompts.boxes[k] - 0.5  # a pixel is in the box if its centre is
         inside: BoolArray = (cols > x0) & (cols < x1) & (rows > y0) & (rows < y1)
         return inside
 
@@ -108,31 +108,31 @@ DIFFUSION_WORDS = ("photo", "of", "a", "an", "landslide", "mud|slide", "airplane
 """Default vocabulary of the tokenizer of `write_diffusion`."""
 
 RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=1), SegmenterRecipe("stand-in", "0" * 64, batch=1)
-"""Recipes of stand-ins, for runs whose tasks go to other processes."""
+"""Source of recipes for stand-ins, for runs whose tasks go to other processes."""
 
 
 @dataclass(frozen=True)
 class _Slow:
-    """A stand-in that takes its time."""
+    """A stand-in with a delay."""
 
     part: FakeLocalizer | FakeSegmenter
     seconds: float
-    """Per image."""
+    """Delay per image."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.part, name)
 
     def __call__(self, images: Sequence[UInt8Array], *prompts: Any) -> Any:
-        """Answer as the part does, later."""
+        """Answer as the wrapped part does, later."""
         time.sleep(self.seconds * len(images))
         return self.part(images, *prompts)
 
 
 def stand_in(recipe: Recipe) -> Localizer | Segmenter:
-    """Make the stand-in of a recipe.
+    """Create the stand-in of a recipe.
 
     Its source is ``stand-in``, ``stand-in:SECONDS`` for one that sleeps, or
-    ``stand-in:SECONDS:PIXELS`` for a segmenter with a window of its own.
+    ``stand-in:SECONDS:PIXELS`` for a segmenter with another window.
     """
     _, seconds_given, window = f"{recipe.source}::".split(":")[:3]
     seconds = float(seconds_given or 0)
@@ -143,15 +143,16 @@ def stand_in(recipe: Recipe) -> Localizer | Segmenter:
 
 
 def write_diffusion(folder: Path, words: Sequence[str] = DIFFUSION_WORDS, *, seed: int = 0) -> Path:
-    """Write a tiny text-to-image model of random weights, as diffusers writes Stable Diffusion 1.x; return its folder.
+    """Write a tiny text-to-image model with random weights in the format of diffusers; return its folder.
 
-    It sees 128 px, looks at 16, 8, 4 and 2 cells a side, and reads up to 77 tokens. Needs diffusers and transformers.
+    It takes images of 128 px, attends to 16, 8, 4 and 2 cells a side, and reads 77 tokens. Needs diffusers,
+    transformers.
 
     Parameters
     ----------
     words
-        What its tokenizer knows, in lower case: a word of one token, or one of several with ``|`` between them. Other
-        words of the letters a to z are spelled.
+        Vocabulary of its tokenizer, in lower case: words of one token, or of several separated by ``|``. Other words of
+        the letters a to z are spelled.
     """
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -187,8 +188,8 @@ def write_diffusion(folder: Path, words: Sequence[str] = DIFFUSION_WORDS, *, see
 
 
 def write_tokenizer(folder: Path, words: Sequence[str]) -> int:
-    """Write a tokenizer of CLIP's kind, which knows words as `write_diffusion` says; return its number of tokens."""
-    # Pairs of pieces are merged, in order; every word merges what earlier words leave of it.
+    """Write a tokenizer like CLIP's, with the vocabulary of `write_diffusion`; return its number of tokens."""
+    # Pairs of pieces are merged in order; every word merges the pieces that earlier words leave.
     letters = "abcdefghijklmnopqrstuvwxyz"
     merges: dict[tuple[str, str], None] = {}
     for word in words:
@@ -217,7 +218,7 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> None:
 
 
 def binary_masks(max_side: int = 24) -> SearchStrategy[BoolArray]:
-    """Masks (H, W) of up to `max_side` pixels a side: noise, blobs, nothing and everything."""
+    """Masks (H, W) of up to `max_side` pixels a side: noise, blobs, empty and full."""
     from hypothesis import strategies as st
 
     def build(height: int, width: int, seed: int, share: float, size: int) -> BoolArray:

@@ -1,7 +1,7 @@
 """Windows, overlapping tiles, and the blocks that partition a scene.
 
-Everything here is plain integer geometry on the working grid. Nothing holds pixels, so the memory of a plan does not
-depend on the number of tiles.
+Plain integer geometry on the working grid. Nothing holds pixels, so the memory of a plan does not depend on the number
+of tiles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from geolabel.errors import OptionError, SceneError
 from geolabel.types import AnyArray, Int64Array
 
 MAX_PIECES = 1 << 26
-"""Tiles or blocks of one run, 10^13 px in tiles of 512 px: a header that claims more is wrong, or wants bounds."""
+"""Maximum tiles or blocks of a run, 10^13 px in tiles of 512 px: beyond, the header is damaged or an area is
+missing."""
 
 
 @dataclass(frozen=True, order=True)
@@ -57,20 +58,20 @@ class Window:
         return Window(row, col, bottom - row, right - col)
 
     def shared(self, other: Window) -> Window:
-        """Return the pixels in both windows, of two that are known to meet."""
+        """Return the pixels in both windows, which must intersect."""
         both = self.intersection(other)
         assert both is not None
         return both
 
     def within(self, outer: Window) -> tuple[slice, slice]:
-        """Row and column slices of this window into an array that holds exactly `outer`."""
+        """Row and column slices of this window into an array that covers exactly `outer`."""
         return (
             slice(self.row - outer.row, self.bottom - outer.row),
             slice(self.col - outer.col, self.right - outer.col),
         )
 
     def part(self, place: tuple[slice, slice]) -> Window:
-        """The window of row and column slices of an array that holds exactly this window; undoes `within`."""
+        """The window of row and column slices into an array that covers exactly this window; inverse of `within`."""
         rows, cols = place
         return Window(self.row + rows.start, self.col + cols.start, rows.stop - rows.start, cols.stop - cols.start)
 
@@ -112,14 +113,14 @@ def tile_starts(length: int, size: int, stride: int) -> tuple[int, ...]:
 class TileGrid:
     """Overlapping square tiles over a grid of `height` x `width` pixels, numbered in raster order.
 
-    A tile of a grid smaller than `size` is cut to the grid; the caller of a network pads it.
+    Tiles are clipped to a grid smaller than `size`; the caller of a network pads them.
 
     Raises
     ------
     OptionError
         If `size` is not positive or `overlap` leaves no step between tiles.
     SceneError
-        If there are more than `MAX_PIECES`.
+        If there are more than `MAX_PIECES` tiles.
     """
 
     height: int
@@ -129,7 +130,7 @@ class TileGrid:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise OptionError(f"tile size {self.size} px: it has to be at least 1 px")
+            raise OptionError(f"tile size {self.size} px: it must be at least 1 px")
         if not 0 <= self.overlap < self.size:
             raise OptionError(
                 f"overlap {self.overlap} px does not fit a tile size of {self.size} px: "
@@ -140,12 +141,12 @@ class TileGrid:
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """First row of each line of tiles."""
+        """First row of each row of tiles."""
         return tile_starts(self.height, self.size, self.size - self.overlap)
 
     @cached_property
     def cols(self) -> tuple[int, ...]:
-        """First column of each file of tiles."""
+        """First column of each column of tiles."""
         return tile_starts(self.width, self.size, self.size - self.overlap)
 
     def __len__(self) -> int:
@@ -161,7 +162,7 @@ class TileGrid:
         return (self[index] for index in range(len(self)))
 
     def number(self, tile: Window) -> int:
-        """Index of one of the tiles; a ValueError for another window."""
+        """Index of one of the tiles; a ValueError for any other window."""
         return self.rows.index(tile.row) * len(self.cols) + self.cols.index(tile.col)
 
     def _window(self, i: int, j: int) -> Window:
@@ -169,18 +170,18 @@ class TileGrid:
         return Window(row, col, min(self.size, self.height - row), min(self.size, self.width - col))
 
     def covering(self, window: Window) -> list[int]:
-        """Indices, ascending, of the tiles that share a pixel with `window`; none when it lies outside the grid."""
+        """Ascending indices of the tiles that share a pixel with `window`; empty outside the grid."""
         window = window.intersection(Window(0, 0, self.height, self.width)) or Window(0, 0, 0, 0)
         lines = self._reaching(self.rows, window.row, window.bottom)
         files = self._reaching(self.cols, window.col, window.right)
         return [i * len(self.cols) + j for i in lines for j in files]
 
     def _reaching(self, starts: tuple[int, ...], first: int, last: int) -> range:
-        # Of the tiles along an axis, those that share a pixel with [first, last).
+        # Tiles along an axis that share a pixel with [first, last).
         return range(bisect_right(starts, first - self.size), bisect_left(starts, last))
 
     def patches(self, window: Window) -> Iterator[tuple[Window, list[int]]]:
-        """Cut `window` wherever a tile begins or ends: its parts, and the tiles that cover each as a whole.
+        """Split `window` wherever a tile starts or ends: its parts, and the tiles that cover each part completely.
 
         Parameters
         ----------
@@ -202,7 +203,7 @@ class TileGrid:
         return sorted({first, last} | ends)
 
     def core(self, index: int) -> Window:
-        """The pixels that lie nearer to the centre of this tile than to any other's; cores partition the grid."""
+        """The pixels nearer to the centre of this tile than to any other's; cores partition the grid."""
         i, j = divmod(index, len(self.cols))
         top, bottom = _core(self.rows, i, self.size, self.height)
         left, right = _core(self.cols, j, self.size, self.width)
@@ -227,7 +228,7 @@ def _core(starts: tuple[int, ...], i: int, size: int, length: int) -> tuple[int,
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """Blocks that partition a grid without overlap, numbered in raster order; the last ones may be smaller."""
+    """Blocks that partition a grid, numbered in raster order; the last ones may be smaller."""
 
     height: int
     width: int
@@ -235,7 +236,7 @@ class BlockGrid:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise OptionError(f"block size {self.size} px: it has to be at least 1 px")
+            raise OptionError(f"block size {self.size} px: it must be at least 1 px")
         _check_count(self.height, self.width, self.size, self.shape[0] * self.shape[1])
 
     @property
@@ -257,7 +258,7 @@ class BlockGrid:
         return (self[index] for index in range(len(self)))
 
     def covering(self, window: Window) -> list[int]:
-        """Indices, ascending, of the blocks that share a pixel with `window`; none when it lies outside the grid."""
+        """Ascending indices of the blocks that share a pixel with `window`; empty outside the grid."""
         window = window.intersection(Window(0, 0, self.height, self.width)) or Window(0, 0, 0, 0)
         top, left = window.row // self.size, window.col // self.size
         bottom, right = (window.bottom - 1) // self.size, (window.right - 1) // self.size
@@ -265,16 +266,16 @@ class BlockGrid:
 
 
 def _check_count(height: int, width: int, size: int, count: int) -> None:
-    # Before anything is listed: a few bytes of header may claim 2^31 x 2^31 px.
+    # Checked before anything is listed: a small header may claim 2^31 x 2^31 px.
     if count > MAX_PIECES:
         raise SceneError(
-            f"{height} x {width} px make {count} pieces of {size} px, and a run takes at most {MAX_PIECES}: "
+            f"{height} x {width} px make {count} pieces of {size} px; the limit of a run is {MAX_PIECES}: "
             "work on a part (--bounds or --aoi) or in larger pieces; if the scene is smaller, its header is damaged"
         )
 
 
 def window_around(row: float, col: float, size: int, height: int, width: int) -> Window:
-    """A window of `size` px a side centred on a point, moved inside the grid and cut where the grid is smaller."""
+    """A window of `size` px a side centred on a point, moved inside the grid and clipped to a smaller grid."""
     h, w = min(size, height), min(size, width)
     top = min(max(round(row - h / 2), 0), height - h)
     left = min(max(round(col - w / 2), 0), width - w)
@@ -282,9 +283,9 @@ def window_around(row: float, col: float, size: int, height: int, width: int) ->
 
 
 def strips(windows: Iterable[Window], most: int) -> Iterator[tuple[Window, list[Window]]]:
-    """Group up to `most` consecutive windows of the same rows, each of which touches or overlaps the one to its left.
+    """Group up to `most` consecutive windows of the same rows, each touching or overlapping the one to its left.
 
-    Yields the window that they fill together, and its members.
+    Yields the window that they cover together, and its members.
     """
     members: list[Window] = []
     for window in windows:
@@ -300,14 +301,14 @@ def strips(windows: Iterable[Window], most: int) -> Iterator[tuple[Window, list[
 
 
 def mirrored(first: int, end: int, length: int) -> Int64Array:
-    """Indices ``first`` to ``end`` of a side that is mirrored at both ends, over and over."""
+    """Indices ``first`` to ``end`` along a side that is mirrored repeatedly at both ends."""
     at = np.arange(first, end) % (2 * length)
     inside: Int64Array = np.minimum(at, 2 * length - 1 - at)
     return inside
 
 
 def extent(values: AnyArray) -> tuple[slice, slice] | None:
-    """Rows and columns from the first to the last that hold a value of (H, W) other than 0; None where none does."""
+    """Range of rows and columns with non-zero values of (H, W); None if all are 0."""
     rows = np.flatnonzero(values.any(axis=1))
     if not len(rows):
         return None

@@ -1,4 +1,4 @@
-"""Array types, and whether a value is of an annotated type."""
+"""Array types, and checks of values against annotations."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ AnyArray: TypeAlias = NDArray[Any]
 
 
 def of_kind(value: Any, kind: Any) -> bool:
-    """Whether a value is what an annotation says, down to the dtype of arrays and the fields of records.
+    """Whether a value matches an annotation, down to the dtype of arrays and the fields of dataclasses.
 
-    Knows plain values, None, ``Any``, unions, ``Literal``, lists, tuples, mappings, arrays of `geolabel.types` and
-    dataclasses. A whole number is a float too; a truth value is no number.
+    Supports plain values, None, ``Any``, unions, ``Literal``, lists, tuples, mappings, arrays of `geolabel.types` and
+    dataclasses. An int is accepted as a float; a bool is not a number.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def of_kind(value: Any, kind: Any) -> bool:
 
 
 def depth(value: Any) -> int:
-    """Levels of mappings and lists in each other, as JSON has them."""
+    """Nesting depth of mappings and lists, as in JSON."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return 1 + max(map(depth, inner), default=0)
 
@@ -72,5 +72,5 @@ def _all_of_kind(values: tuple[Any, ...], kinds: tuple[Any, ...]) -> bool:
 
 @lru_cache(maxsize=128)
 def hints(annotated: type | Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of a class or a function, resolved."""
+    """Resolved annotations of a class or a function."""
     return get_type_hints(annotated)

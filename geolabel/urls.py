@@ -1,4 +1,4 @@
-"""URLs of files, and URLs without secrets: user, password, query string and fragment."""
+"""URLs of files, and removal of secrets from URLs: user, password, query string and fragment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _USER = re.compile(r"[^\s'\"<>/@]+@(?=[\w.-]+:\d+)")
 
 
 def path_of(text: str, *, windows: bool = os.name == "nt") -> str:
-    """The path that a ``file://`` URL names; any other text as it is.
+    """The path of a ``file://`` URL; any other text unchanged.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def path_of(text: str, *, windows: bool = os.name == "nt") -> str:
 def database_uri(path: PurePath, mode: Literal["ro", "rw"]) -> str:
     """An absolute path as a URI of SQLite.
 
-    SQLite takes no name of a server: that of a Windows share is a part of the path.
+    SQLite does not accept a server name: that of a Windows share is part of the path.
     """
     text = path.as_posix()
     plain = quote(os.fsencode(text if text.startswith("/") else f"/{text}"), safe="/:")
@@ -46,11 +46,11 @@ def database_uri(path: PurePath, mode: Literal["ro", "rw"]) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A URL, or a text with URLs anywhere in it, without what gives access.
+    """A URL, or a text with URLs anywhere in it, without credentials.
 
-    User and password, the query string and the fragment of every URL go, since these hold passwords, signatures (S3),
-    shared access signatures (Azure) and tokens; so do the options of ``/vsicurl?...`` other than its URL. Anything
-    that is no URL stays as it is. A URL that was taken for a path has lost one of its slashes, and counts.
+    Removed are user and password, query string and fragment of every URL, which may hold passwords, signatures (S3),
+    shared access signatures (Azure) and tokens, and the options of ``/vsicurl?...`` other than its URL. Other text is
+    unchanged. URLs that lost a slash, because they were treated as paths, are included.
 
     Examples
     --------
@@ -61,12 +61,12 @@ def without_secrets(text: str) -> str:
         text = _OPTIONS.sub(_options, text)
         text = _URL.sub(_plain, text)
         text = _STORE.sub(r"\g<path>", text)
-        text = _USER.sub("", text)  # as libraries quote a host that they do not understand
+        text = _USER.sub("", text)  # as libraries quote a host that they cannot parse
     return text
 
 
 def clean(value: Any) -> Any:
-    """The same plain value, with `without_secrets` applied to every text in it."""
+    """The same plain value, with `without_secrets` applied to every string in it."""
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, Mapping):
@@ -78,11 +78,11 @@ def _plain(match: re.Match[str]) -> str:
     rest = match["rest"]
     user, colon, port = re.split(r"[/?#]", rest, maxsplit=1)[0].partition(":")
     if colon and "@" not in port and not port.isdigit() and not user.startswith("["):
-        rest = rest.rpartition("@")[2]  # a password that holds what ends a host: what looked like its port is none
+        rest = rest.rpartition("@")[2]  # a password with a character that ends a host: the apparent port is part of it
     place = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = place.partition("/")
     tail = re.search(r"[).,;:]*$", rest)
-    end = tail[0] if tail and place != rest else ""  # the punctuation of the sentence around it
+    end = tail[0] if tail and place != rest else ""  # the punctuation of the surrounding sentence
     return f"{match['scheme']}{host.rpartition('@')[2]}{slash}{path}{end}"
 
 

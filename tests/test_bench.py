@@ -84,11 +84,11 @@ def test_chips_to_choose_by_are_a_fifth_of_those_to_train_on(tmp_path):
 
 
 def test_folders_that_cannot_be_used_are_named(tmp_path):
-    with pytest.raises(OptionError, match="holds no image of this split"):
+    with pytest.raises(OptionError, match="has no image of this split"):
         examples.outlined(tmp_path, "report")
-    with pytest.raises(OptionError, match="holds none of the folders sichuan"):
+    with pytest.raises(OptionError, match="contains none of the folders sichuan"):
         examples.Data.inside(tmp_path)
-    with pytest.raises(OptionError, match="holds no GeoTIFF"):
+    with pytest.raises(OptionError, match="has no GeoTIFF"):
         examples.tiffs(tmp_path / "missing")
     write_chips(tmp_path, [field()])
     Image.new("L", (9, 9), 255).save(tmp_path / "masks" / "field.png")

@@ -196,7 +196,7 @@ def test_more_clusters_than_are_looked_for_are_said(
     assert not caplog.messages
     monkeypatch.setattr("geolabel.training.clusters.COMPONENTS", 3)
     assert predict_count(split(features)) == 3
-    assert "3 clusters, as many as are looked for in 1500 masks: there may be more" in caplog.text
+    assert "3 clusters, the maximum for 1500 masks: there may be more" in caplog.text
 
 
 def test_one_mask_has_no_clusters() -> None:

@@ -212,7 +212,7 @@ def test_brain_floats_answer_nearly_the_same(folder: Path) -> None:
     [
         ("滑坡", "tokenizer does not know '滑坡'"),
         ("xyz", "knows no part of 'xyz' and splits it into 3"),
-        (" ".join(["tank"] * 31), "has 33 tokens, the network reads 32: give a shorter name"),
+        (" ".join(["tank"] * 31), "has 33 tokens, the limit is 32: give a shorter name"),
     ],
 )
 def test_words_that_the_network_cannot_read_are_refused(folder: Path, classes: str, message: str) -> None:
@@ -260,7 +260,7 @@ def test_the_detector_is_read_from_a_file_that_also_holds_the_tracker(folder: Pa
         ({"model_type": "sam2"}, "type 'sam2', which reads no words: known are sam3, sam3_video"),
         ({"detr_decoder_config__num_queries": 100_000}, "num_queries is 100000"),
         ({"text_config__vocab_size": 1 << 40}, "vocab_size is 1099511627776"),
-        ({"text_config__intermediate_size": 1 << 13}, r"it has \d+ weights, and the files hold \d+"),
+        ({"text_config__intermediate_size": 1 << 13}, r"it has \d+ weights, but the files hold \d+"),
         ({"text_config__max_position_embeddings": 8}, "cannot be loaded"),
         ({"detr_encoder_config__num_layers": 100_000}, "num_layers is 100000"),
         ({"vision_config__backbone_config__image_size": 8192}, "its images have 8192 px a side"),
@@ -301,7 +301,7 @@ def test_one_file_of_a_tokenizer_is_enough(folder: Path, copy: Path) -> None:
         (
             "tokenizer.json",
             '{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 100}, "merges": []}}',
-            "knows 100",
+            "but its network has 100",
         ),
         ("tokenizer.json", '{"model": 3}', "cannot be read"),
     ],
@@ -348,7 +348,7 @@ def test_weights_that_are_given_on_request_name_where_to_ask(
     monkeypatch.delenv("GEOLABEL_OFFLINE", raising=False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     assert extract(scene, tmp_path / "out.gpkg", "--classes", "landslide") == 1
-    said = "geolabel: facebook/sam3 is gated: ask for access at https://huggingface.co/facebook/sam3, run hf auth login"
+    said = "geolabel: facebook/sam3 is gated: request access at https://huggingface.co/facebook/sam3, run hf auth login"
     assert said in capsys.readouterr().err
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
     assert extract(scene, tmp_path / "out.gpkg", "--classes", "landslide") == 1

@@ -400,7 +400,7 @@ def test_heads_come_back_from_their_file(tmp_path: Path) -> None:
     save_heads(path, HEADS, overwrite=False)
     assert load_heads(path) == replace(HEADS, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     path.write_text(path.read_text().replace('"left":[1,', '"left":[0,'))
-    with pytest.raises(WeightsError, match=r"holds no evidence heads .*evidence_fit"):
+    with pytest.raises(WeightsError, match=r"does not hold evidence heads .*evidence_fit"):
         load_heads(path)
     with pytest.raises(WeightsError, match="cannot be read"):
         load_heads(tmp_path / "none.json")

@@ -183,7 +183,7 @@ def test_words_that_the_tokenizer_does_not_know(networks: DiffusionNetworks, wor
 
 
 def test_a_prompt_that_is_too_long(networks: DiffusionNetworks) -> None:
-    with pytest.raises(OptionError, match="82 tokens, the network reads 77"):
+    with pytest.raises(OptionError, match="82 tokens, the limit is 77"):
         localizer(networks, template="photo " * 79 + "{}")
 
 

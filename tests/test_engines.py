@@ -247,8 +247,8 @@ def test_a_file_with_its_graphs_runs_on_either_engine(copies: Path, image: np.nd
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "localizer.onnx does not exist: make it again with geolabel train graphs"),
-        (lambda path: path.write_bytes(b"no graph"), "localizer.onnx is no ONNX graph"),
+        (lambda path: path.unlink(), "localizer.onnx does not exist: write it again with geolabel train graphs"),
+        (lambda path: path.write_bytes(b"no graph"), "localizer.onnx is not an ONNX graph"),
         (lambda path: path.write_bytes(b""), "localizer.onnx is the graph of another network"),
         (lambda path: relabel(path, {"architecture": {"name": "pyramid"}}), "is the graph of another network"),
     ],
@@ -262,7 +262,7 @@ def test_a_graph_that_is_not_that_of_the_weights_is_refused(copies: Path, damage
 def test_a_graph_of_other_weights_says_which_one_it_lacks(copies: Path) -> None:
     path = copies / "localizer.safetensors"
     randomise(path, PYRAMID)
-    with pytest.raises(WeightsError, match=r"names the weight .*, which the file beside it lacks"):
+    with pytest.raises(WeightsError, match=r"needs the weight .*, which the file beside it lacks"):
         OnnxMaps(path)
 
 
@@ -292,7 +292,7 @@ def test_models_check_and_name_the_graphs_too(copies: Path, monkeypatch, capsys)
     for name in ("segmenter-tokens.onnx", "segmenter-decoder.onnx"):
         (copies / name).write_bytes(b"?")
         assert run(["models", "verify", "bundled"]) == 1
-        assert f"{name} is no ONNX graph" in capsys.readouterr().err
+        assert f"{name} is not an ONNX graph" in capsys.readouterr().err
 
 
 # -- which engine ------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_it_needs_no_other_file(exported: Path) -> None:
     ("given", "message"),
     [
         ({"tile": 500}, "tile size 500 px: give a multiple of 32 px"),
-        ({"gsd": 50.0}, "gsd 50.0 m: the localizer knows"),
+        ({"gsd": 50.0}, "gsd 50.0 m: the localizer supports"),
     ],
 )
 def test_what_the_localizer_cannot_see_is_refused(tmp_path: Path, given: dict[str, float], message: str) -> None:
@@ -87,7 +87,7 @@ def test_a_segmenter_is_refused(tmp_path: Path) -> None:
 
 def test_a_localizer_without_its_graph_says_how_to_make_it(tmp_path: Path) -> None:
     path = Path(shutil.copy(FILES["localizer"], tmp_path))
-    with pytest.raises(WeightsError, match="does not exist: make it again with geolabel train graphs"):
+    with pytest.raises(WeightsError, match="does not exist: write it again with geolabel train graphs"):
         export_onnx(path, tmp_path / "x.onnx", threshold=120)
 
 

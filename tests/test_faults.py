@@ -145,7 +145,7 @@ def test_ctrl_c_finishes_what_is_at_work_and_says_how_to_go_on(scene: Path, tmp_
     victim.send_signal(signal.SIGINT)
     _, said = victim.communicate(timeout=200)
     assert victim.returncode == 130
-    assert f"what is done is kept in {out}.run: the same command resumes from there" in said
+    assert f"finished work is kept in {out}.run: run the same command again to resume" in said
     assert "Traceback" not in said
     assert not list((tmp_path / "slides.gpkg.run").rglob("*.part"))
     done = records(out)
@@ -199,7 +199,7 @@ def test_ctrl_c_with_workers(scene: Path, tmp_path: Path) -> None:
     os.killpg(victim.pid, signal.SIGINT)
     _, said = victim.communicate(timeout=200)
     assert victim.returncode == 130, said
-    assert "the same command resumes from there" in said
+    assert "run the same command again to resume" in said
     done = records(out)
     again = start(scene, out, "--json")
     said, _ = again.communicate(timeout=200)
@@ -330,7 +330,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(
         patch.setattr(FolderStorage, "_write", fills_up)
         with pytest.raises(OutputError, match="No space left") as caught:
             run(scene, out)
-    assert "the same command resumes" in caught.value.__notes__[0]
+    assert "run the same command again" in caught.value.__notes__[0]
     found = run(scene, out)
     assert 0 < found.report.tasks_kept <= 30
     assert found.landslides.to_wkb().equals(run(scene).landslides.to_wkb())

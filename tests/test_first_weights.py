@@ -69,7 +69,7 @@ def test_less_images_are_among_more() -> None:
     assert share_of(names[::-1], 0.25).tolist() == sorted(399 - k for k in some)
     with pytest.raises(OptionError, match="share 0: give one above 0"):
         share_of(names, 0)
-    with pytest.raises(ChipError, match="of 1 images holds none"):
+    with pytest.raises(ChipError, match="of 1 images contains none"):
         share_of(names[:1], 1e-9)
 
 

@@ -88,7 +88,7 @@ def test_the_digest_of_a_folder_changes_with_its_weights_and_config_alone(tmp_pa
 def test_a_folder_that_lacks_a_part_is_refused_by_name(tmp_path: Path, gone: str) -> None:
     folder = write_folder(tmp_path / "net")
     (folder / gone).unlink()
-    with pytest.raises(WeightsError, match=rf"holds no network as transformers writes it: {gone} missing"):
+    with pytest.raises(WeightsError, match=rf"is not a network in the format of transformers: {gone} missing"):
         hub.digest(folder)
 
 
@@ -131,7 +131,7 @@ def test_a_name_that_no_model_has_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(WeightsError, match=r"owner/na\.\.me is not in the hub's cache"):
         loading.recipe("segmenter", "owner/na..me", device="cpu")
     monkeypatch.delenv("GEOLABEL_OFFLINE")
-    with pytest.raises(WeightsError, match=r"owner/na\.\.me cannot be had from the hub"):
+    with pytest.raises(WeightsError, match=r"owner/na\.\.me cannot be downloaded from the hub"):
         loading.recipe("segmenter", "owner/na..me", device="cpu")
 
 
@@ -152,7 +152,7 @@ def test_a_model_that_is_not_here_names_the_ways_out(cache: Path, monkeypatch: p
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(
-        WeightsError, match=r"^owner/other is gated: ask for access at https://\S+/owner/other, run"
+        WeightsError, match=r"^owner/other is gated: request access at https://\S+/owner/other, run"
     ) as e:
         loading.recipe("segmenter", "owner/other", device="cpu")
     assert "\n" not in str(e.value)
@@ -176,10 +176,10 @@ def test_a_file_of_the_cache_is_checked_against_the_hash_of_the_hub(
     assert registry.find(network) == registry.fetch(network) == network.path == cache
     assert registry.verify(network) == hub.digest(cache)
     assert loading.recipe("segmenter", "tiny", device="cpu").source == f"{MODEL}@{COMMIT}"
-    with pytest.raises(OptionError, match=r"--sam-checkpoint a.pth: tiny is kept in a folder: give --sam FOLDER"):
+    with pytest.raises(OptionError, match=r"--sam-checkpoint a.pth: tiny is a folder: give --sam FOLDER"):
         loading.recipe("segmenter", "tiny", checkpoint="a.pth")
     save_file({"a": np.ones((2, 3), np.float32)}, (cache / "model.safetensors").resolve())
-    with pytest.raises(WeightsError, match="the hub gave"):
+    with pytest.raises(WeightsError, match="the hub sent"):
         registry.verify(network)
 
 
@@ -187,7 +187,7 @@ def test_a_file_of_the_cache_is_checked_against_the_hash_of_the_hub(
 def test_a_config_that_names_no_network_is_refused(tmp_path: Path, text: str) -> None:
     folder = write_folder(tmp_path / "net")
     (folder / "config.json").write_text(text)
-    with pytest.raises(WeightsError, match=r"config.json describes no network"):
+    with pytest.raises(WeightsError, match=r"config.json does not describe a network"):
         hub.read_config(folder)
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_file_of_weights_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "net")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-3])
-    with pytest.raises(WeightsError, match="is no whole safetensors file"):
+    with pytest.raises(WeightsError, match="is not a complete safetensors file"):
         hub.describe(folder)
 
 

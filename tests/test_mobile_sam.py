@@ -214,7 +214,7 @@ def test_a_file_is_recognised_and_described(file: Path, tmp_path: Path) -> None:
     assert (described["architecture"], described["parameters"]) == ("mobile-sam", 10_140_204)
     recipe = loading.recipe("segmenter", "mobile-sam", checkpoint=file, device="cpu")
     assert (recipe.source, recipe.architecture) == (str(file), "mobile-sam")
-    with pytest.raises(WeightsError, match="holds mobile-sam, vit_b was asked for: give --sam mobile-sam"):
+    with pytest.raises(WeightsError, match="holds mobile-sam, but vit_b was requested: give --sam mobile-sam"):
         loading.load(loading.recipe("segmenter", "vit_b", checkpoint=file, device="cpu"))
     damaged = torch.load(file, weights_only=True)
     del damaged["image_encoder.neck.2.weight"]

@@ -380,7 +380,7 @@ def test_normalisation_is_what_the_folder_says(sam2_folder: Path, copy: Path) ->
     assert (first.predicted_iou != second.predicted_iou).all()
     part["image_std"] = [0, 1, 1]
     (other / name).write_text(json.dumps(given))
-    with pytest.raises(WeightsError, match="holds no mean and deviation of three colours"):
+    with pytest.raises(WeightsError, match="lacks mean and deviation of three colours"):
         segmenter_of(other)
 
 
@@ -442,7 +442,7 @@ def change(folder: Path, **values: Any) -> None:
     [
         ({"model_type": "llama"}, "type 'llama', which geolabel does not run: known are"),
         ({"mask_decoder_config__mlp_dim": 1 << 40}, "mlp_dim is 1099511627776"),
-        ({"mask_decoder_config__mlp_dim": 1 << 13}, r"it has \d+ weights, and the files hold \d+"),
+        ({"mask_decoder_config__mlp_dim": 1 << 13}, r"it has \d+ weights, but the files hold \d+"),
         ({"mask_decoder_config__mlp_dim": 7}, "cannot be loaded"),
         ({"mask_decoder_config__mlp_dim": 0}, "cannot be loaded"),
         ({"mask_decoder_config__num_hidden_layers": 100_000}, "num_hidden_layers is 100000"),

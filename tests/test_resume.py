@@ -167,7 +167,7 @@ def test_what_calls_itself_a_run(text: str, tmp_path: Path) -> None:
     with pytest.raises(RunError):
         summarize(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(RunError, match="not that of a run of this geolabel"):
+        with pytest.raises(RunError, match="cannot be read by this version of geolabel"):
             Folder(Store(tmp_path)).begin({}, overwrite=overwrite)
     assert written_by(tmp_path) == frozenset()
 
@@ -465,7 +465,7 @@ def test_another_run_is_refused_or_overwritten(tmp_path: Path) -> None:
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.docx").write_text("mine")
-    with pytest.raises(RunError, match="holds other files"):
+    with pytest.raises(RunError, match="is not the folder of a run"):
         kept(tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
 
@@ -476,7 +476,7 @@ def test_a_folder_of_another_program_is_refused(tmp_path: Path, text: str) -> No
     (tmp_path / "run" / "run.json").write_text(text)
     before = files_of(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(RunError, match=r"not that of a run of this geolabel.*another --run-dir"):
+        with pytest.raises(RunError, match=r"cannot be read by this version of geolabel.*another --run-dir"):
             kept(tmp_path / "run", overwrite=overwrite)
     assert files_of(tmp_path) == before
 
@@ -511,7 +511,7 @@ def test_a_folder_of_somebody_is_refused_and_nothing_in_it_is_touched(
     for name in names:
         network(tmp_path / "mine" / name)
     before = files_of(tmp_path)
-    with pytest.raises(RunError, match="holds other files"):
+    with pytest.raises(RunError, match="is not the folder of a run"):
         kept(tmp_path / "mine", overwrite=overwrite)
     assert files_of(tmp_path) == before
 
@@ -618,7 +618,7 @@ def test_runs_are_listed_described_and_cleaned(tmp_path: Path, capsys: pytest.Ca
     assert command(["runs", "clean", str(root)]) == 0
     assert not root.exists()
     assert command(["runs", "show", str(root)]) == 1
-    assert "no folder of a run" in capsys.readouterr().err
+    assert "not the folder of a run" in capsys.readouterr().err
     assert command(["runs", "list", str(tmp_path)]) == 0
     assert f"no unfinished runs in {tmp_path}" in capsys.readouterr().err
 
@@ -637,6 +637,6 @@ def test_a_run_that_is_going_on_is_not_cleaned(tmp_path: Path) -> None:
 
 def test_what_is_no_folder_of_a_run_is_not_cleaned(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
-    with pytest.raises(RunError, match="no folder of a run"):
+    with pytest.raises(RunError, match="not the folder of a run"):
         clean(tmp_path / "precious")
     assert Folder(Store(tmp_path / "precious")).store.root.exists()  # type: ignore[union-attr]

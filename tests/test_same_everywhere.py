@@ -500,7 +500,7 @@ def test_what_differs_is_told_and_overwritten_only_when_asked(scene: Path, tmp_p
 
     with dask.config.set(scheduler=Shuffled(dies_after=9)), pytest.raises(ConnectionError) as caught:
         run(planned(scene), tmp_path)
-    assert "the same command resumes" in caught.value.__notes__[0]
+    assert "run the same command again" in caught.value.__notes__[0]
     with pytest.raises(RunError, match=r"parameters\.gate was 0\.5 and is 0\.25 now.*--overwrite"):
         run(planned(scene, gate=0.25), tmp_path)
     targets = replace(Targets.of(tmp_path / "slides.gpkg"), overwrite=True)

@@ -283,11 +283,11 @@ def test_an_item_links_to_the_networks_that_made_the_inventory(tmp_path: Path) -
 
 def test_weights_that_do_not_say_what_they_are_have_no_item(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(b"PK\x03\x04")
-    with pytest.raises(WeightsError, match="is no weights file of geolabel, which says what it is"):
+    with pytest.raises(WeightsError, match="is not a weights file of geolabel with a description"):
         network_items(tmp_path / "a.pth", tmp_path)
     with pytest.raises(WeightsError, match="no network is called 'nothing'"):
         network_items("nothing", tmp_path)
-    with pytest.raises(OutputError, match=r"nowhere/inside: the folder cannot be made: No such file"):
+    with pytest.raises(OutputError, match=r"nowhere/inside: the folder cannot be created: No such file"):
         network_items("bundled", tmp_path / "nowhere" / "inside")
     assert set(network_items("bundled", tmp_path / "new")) == {"localizer", "segmenter"}
 

@@ -257,19 +257,19 @@ def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(smp, "Unet", unconnected)
     request = StudentRequest("unet", init_weights="imagenet")
-    with pytest.raises(WeightsError, match=r"resnet18 could not be fetched .*connection.* give their file"):
+    with pytest.raises(WeightsError, match=r"resnet18 could not be downloaded .*connection.* give their file"):
         request._network(request.numbers.architectures["unet"] | {"classes": 2})
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
-    with pytest.raises(WeightsError, match="forbids to fetch the ImageNet weights of resnet18"):
+    with pytest.raises(WeightsError, match="forbids downloading ImageNet weights of resnet18"):
         request._network(request.numbers.architectures["unet"] | {"classes": 2})
 
 
 def test_students_with_weights_of_their_own_take_no_others(tmp_path: Path):
     for model in ("resunet", "bundled", "imagenet"):
-        with pytest.raises(OptionError, match=f"the model {model} has first weights of its own"):
+        with pytest.raises(OptionError, match=f"the model {model} has other first weights"):
             train(Painted(), tmp_path, StudentRequest(model, init_weights="imagenet"), networks=CPU)
     both = StudentRequest("unet", init_weights="imagenet", init=("overall", "other.safetensors"))
-    with pytest.raises(OptionError, match="--init overall has first weights of its own"):
+    with pytest.raises(OptionError, match="--init overall has other first weights"):
         train(Painted(), tmp_path, both, networks=CPU)
 
 

@@ -683,7 +683,7 @@ def test_training_goes_on_from_given_weights(tmp_path, monkeypatch):
 
     other = build(still.localizer | {"features": 8})
     save_checkpoint(first / "localizer.safetensors", other, _info("localizer", still.localizer, 64, 8, 1.0))
-    with pytest.raises(WeightsError, match="of another architecture"):
+    with pytest.raises(WeightsError, match="has another architecture"):
         train_bundled(tmp_path / "off", preset="short", networks=("localizer",), init=first)
 
 
@@ -726,7 +726,7 @@ def test_the_mean_of_localizers_is_calibrated_anew(tmp_path, monkeypatch):
     other = build(recipe.localizer | {"features": 8})
     architecture = recipe.localizer | {"features": 8}
     save_checkpoint(files[0], other, _info("localizer", architecture, 32, 8, 1.0))
-    with pytest.raises(WeightsError, match="of another architecture"):
+    with pytest.raises(WeightsError, match="has another architecture"):
         average_localizers(tmp_path / "none", files, preset="short")
 
 

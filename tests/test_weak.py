@@ -513,14 +513,14 @@ def test_the_published_wrn38_is_loaded_by_its_own_names(tmp_path: Path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"preset": "paper"}, "ImageNet weights do not ship, give their file with --init-weights .*resnet50"),
+        ({"preset": "paper"}, "ImageNet weights are not bundled, give their file with --init-weights .*resnet50"),
         ({"preset": "paper", "method": "s2c"}, "published state dict of ResNet-38d"),
-        ({"preset": "paper", "init": "bundled"}, "trains resnet50, and --init bundled is another network"),
-        ({"preset": "paper", "init": "resnet18.a1_in1k"}, "--preset paper trains resnet50, and --init names resnet18"),
-        ({"init": "bundled", "backbone": "resnet18"}, "with init none or imagenet: init is bundled"),
-        ({"init": "none", "init_weights": Path("a.pth")}, "is for --init imagenet, and init is none"),
-        ({"init_weights": Path("a.pth")}, "begins with EfficientNet-Lite0, whose weights ship"),
-        ({"backbone": "resnet18"}, "--init imagenet of resnet18: its ImageNet weights do not ship"),
+        ({"preset": "paper", "init": "bundled"}, "trains resnet50, but --init bundled is another network"),
+        ({"preset": "paper", "init": "resnet18.a1_in1k"}, "--preset paper trains resnet50, but --init names resnet18"),
+        ({"init": "bundled", "backbone": "resnet18"}, "needs init none or imagenet, but init is bundled"),
+        ({"init": "none", "init_weights": Path("a.pth")}, "is for --init imagenet, but init is none"),
+        ({"init_weights": Path("a.pth")}, "uses EfficientNet-Lite0, whose weights are bundled"),
+        ({"backbone": "resnet18"}, "--init imagenet of resnet18: its ImageNet weights are not bundled"),
     ],
 )
 def test_first_weights_that_do_not_go_together_are_refused(asked: dict, message: str):
@@ -637,12 +637,12 @@ def test_trainings_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         train(positive, tmp_path, LocalizerRequest(), networks=networks)
     with pytest.raises(OptionError, match="crops of 100 px"):
         train(chips(), tmp_path, LocalizerRequest(size=100), networks=networks)
-    with pytest.raises(WeightsError, match="nonsense cannot start a localizer"):
+    with pytest.raises(WeightsError, match="nonsense cannot initialise a localizer"):
         train(chips(), tmp_path, LocalizerRequest(init="none", backbone="nonsense"), networks=networks)
     with pytest.raises(WeightsError, match=r"gone\.safetensors does not exist"):
         train(chips(), tmp_path, LocalizerRequest(init="gone.safetensors"), networks=networks)
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
-    with pytest.raises(WeightsError, match="forbids to fetch resnet18"):
+    with pytest.raises(WeightsError, match="forbids downloading resnet18"):
         train(chips(), tmp_path, LocalizerRequest(init="resnet18"), networks=networks)
 
 

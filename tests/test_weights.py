@@ -247,7 +247,7 @@ def test_a_cache_that_cannot_be_made_is_an_error(published, files, monkeypatch):
 
 def test_offline_names_both_ways_out(published, server, monkeypatch):
     monkeypatch.setenv("GEOLABEL_OFFLINE", "1")
-    with pytest.raises(WeightsError, match=r"unset it, or get http.*sam_vit_b\.pth where .* --sam-checkpoint FILE"):
+    with pytest.raises(WeightsError, match=r"unset it, or get http.*sam_vit_b\.pth on a .* --sam-checkpoint FILE"):
         loading.recipe("segmenter", "vit_b", device="cpu")
     assert server.requests == 0
     monkeypatch.setenv("GEOLABEL_OFFLINE", "0")
@@ -443,19 +443,19 @@ def spoil(files, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("evil", "damaged or no weights file"),
-        ("evil zip", "damaged or no weights file"),
+        ("evil", "damaged or not a weights file"),
+        ("evil zip", "damaged or not a weights file"),
         ("list", "holds list instead of named tensors"),
         ("numbers", "holds dict instead of named tensors"),
-        ("other tensors", "holds no Segment Anything network of vit_b, vit_l"),
+        ("other tensors", "is none of the Segment Anything networks vit_b, vit_l"),
         ("tensors missing", "do not fit its network"),
-        ("text", "damaged or no weights file"),
-        ("empty", "damaged or no weights file"),
-        ("truncated vit", "damaged or no weights file"),
-        ("truncated own", "no whole safetensors file"),
-        ("foreign safetensors", "lacks the description"),
-        ("localizer", "holds a localizer, a segmenter is needed"),
-        ("posing localizer", "calls itself a segmenter and holds a PyramidLocalizer"),
+        ("text", "damaged or not a weights file"),
+        ("empty", "damaged or not a weights file"),
+        ("truncated vit", "damaged or not a weights file"),
+        ("truncated own", "not a complete safetensors file"),
+        ("foreign safetensors", "has no description"),
+        ("localizer", "holds a localizer, but a segmenter is needed"),
+        ("posing localizer", "claims to be a segmenter but holds a PyramidLocalizer"),
         ("unknown architecture", "no network is called 'unet'"),
         ("other architecture", "do not fit its network"),
     ],
@@ -478,7 +478,7 @@ def test_a_file_in_the_old_format_of_torch_loads_too(files):
 
 def test_a_file_of_another_official_network_is_refused(files):
     made = loading.recipe("segmenter", "vit_l", checkpoint=files / "vit.pth", device="cpu")
-    with pytest.raises(WeightsError, match="holds vit_b, vit_l was asked for: give --sam vit_b"):
+    with pytest.raises(WeightsError, match="holds vit_b, but vit_l was requested: give --sam vit_b"):
         loading.load(made)
 
 

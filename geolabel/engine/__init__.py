@@ -1,1 +1,1 @@
-"""The engine: executors, tasks, records and run folders, whatever a run is about."""
+"""The engine: executors, tasks, records and run folders, independent of what a run computes."""

@@ -1,12 +1,12 @@
-"""Run the tasks of a pass on whatever dask scheduler is active. The only file that names dask.
+"""Run the tasks of a pass on the active dask scheduler. The only file that imports dask.
 
-The active scheduler is the ``distributed.Client`` that is open, else the one that dask is configured for
-(``scheduler``, with ``pool`` and ``num_workers``), else a few threads of this process. A task is a function and one
-item; the function is pickled, and opened once in every process that works. Tasks are submitted one by one, not as a
-graph: a graph is worked off as a whole, and here the first results are taken in while the last tasks are not yet named.
+The active scheduler is an open ``distributed.Client``, else the one configured in dask (``scheduler``, with ``pool``
+and ``num_workers``), else a few threads of this process. A task is a function and one item; the function is pickled,
+and loaded once per worker process. Tasks are submitted one by one instead of as a graph, so that the first results are
+consumed before the last tasks are created.
 
-Inside a task of another program, as in ``client.map(geolabel.extract, scenes)``, the work is done by threads of that
-task's process: a task that waits for other tasks holds the slot that they may need.
+Inside a task of another program, as in ``client.map(geolabel.extract, scenes)``, threads of that task's process are
+used: a task that waits for other tasks occupies a slot that they may need.
 """
 
 from __future__ import annotations
@@ -42,44 +42,44 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 BESIDE_NETWORK = 2
-"""Tasks at work at once in a process beside those in a network: one reads and one writes."""
+"""Concurrent tasks in a process besides those in a network: one reads and one writes."""
 
 LOCAL_WORKERS = BESIDE_NETWORK + 1
-"""Tasks at work at once in a process whose network lets in one at a time."""
+"""Concurrent tasks in a process whose network serves one at a time."""
 
 _AHEAD = 4
-"""Tasks in flight per task at work: enough that no worker waits for the client, and few enough to be held."""
+"""Tasks in flight per concurrent task: enough to keep workers busy, few enough for the client's memory."""
 
 _RECOUNT = 64
-"""Tasks after which the workers of a cluster are counted again; they may come and go."""
+"""Tasks between counts of a cluster's workers, which may come and go."""
 
 GPU = "GPU"
-"""The resource that workers with a GPU announce; where any does, networks run only there."""
+"""Resource announced by workers with a GPU; if any does, networks run only there."""
 
 
 PATIENCE = "distributed.scheduler.no-workers-timeout"
-"""What dask calls the time that tasks wait for a worker to come. It has no end unless one is set."""
+"""dask's setting for how long tasks wait for a worker; unlimited by default."""
 
 _NOBODY = (
-    "no worker is left, and none came in the time that the scheduler waits for one: see why they ended, start others, "
-    "and the same command resumes"
+    "no worker is left, and none joined within the scheduler's timeout: see why they ended, start others, "
+    "and run the same command again to resume"
 )
 
 
 def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = False, calls: int = 1) -> Iterator[R]:
-    """Yield ``function(item)`` in the order of `items`, working on a bounded number of them at once.
+    """Yield ``function(item)`` in the order of `items`, with a bounded number of concurrent tasks.
 
     Parameters
     ----------
     network
-        Whether the function runs a network, so that workers with a GPU should do it.
+        Whether the function runs a network, so that workers with a GPU are preferred.
     calls
-        Tasks that may be in the network at once, where this process does them.
+        Concurrent calls of the network, if this process runs the tasks.
 
     Raises
     ------
     ClusterError
-        If the scheduler is gone, or a task took several workers with it.
+        If the scheduler is gone, or a task killed several workers.
     """
     with _executor(network, BESIDE_NETWORK + calls) as executor:
         remaining = iter(items)
@@ -98,7 +98,7 @@ def ordered(function: Callable[[T], R], items: Iterable[T], *, network: bool = F
 
 
 def later(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
-    """Return a call for a graph of dask, which shows it by a name; arguments that are such calls are made before it."""
+    """Return a delayed call for a dask graph with a readable name; delayed arguments are computed before it."""
     call = dask.delayed(function, pure=False, traverse=False)
     return call(*arguments, dask_key_name=f"{name}-{uuid.uuid4().hex}")
 
@@ -111,14 +111,14 @@ def lazy(
     name: str = "block",
     after: Callable[[int], Sequence[Any]] = lambda _: (),
 ) -> Any:
-    """Return a ``dask.array`` of the grid that `blocks` partition; `function` makes a block when it is asked for.
+    """Return a ``dask.array`` of the grid that `blocks` partition; `function` computes a block on demand.
 
     Parameters
     ----------
     name
-        What the graph calls the making of a block.
+        Name of the blocks' tasks in the graph.
     after
-        The calls of `later` that have to be made before a block, by its number.
+        By block number, the calls of `later` that must run before it.
     """
     import dask.array as da
 
@@ -142,7 +142,7 @@ def _made_after(function: Callable[[Window], AnyArray], window: Window, _: Seque
     return function(window)
 
 
-# --- who works -------------------------------------------------------------------------------------------------------
+# --- executors -------------------------------------------------------------------------------------------------------
 
 
 def in_task() -> bool:
@@ -159,12 +159,12 @@ def in_task() -> bool:
 
 
 def clustered() -> bool:
-    """Whether tasks go to other processes, on this machine or elsewhere."""
+    """Whether tasks go to other processes, local or remote."""
     return _client() is not None
 
 
 def everywhere(function: Callable[..., R], *arguments: Any) -> dict[str, R]:
-    """Call a function once in every worker, or here where there are none; results by the worker's address.
+    """Call a function once in every worker, or here without any; results by the worker's address.
 
     Raises
     ------
@@ -180,17 +180,17 @@ def everywhere(function: Callable[..., R], *arguments: Any) -> dict[str, R]:
 
 
 def check_seen(path: Path) -> None:
-    """Refuse, before any work, an output that workers write and one of them does not see.
+    """Refuse, before any work, an output that workers write but one of them cannot see.
 
     Parameters
     ----------
     path
-        A file that is there, in the folder of the output.
+        An existing file in the folder of the output.
 
     Raises
     ------
     ClusterError
-        If a worker does not see it.
+        If a worker cannot see it.
     """
     for address, seen in everywhere(_is_file, str(path)).items():
         if not seen:
@@ -204,7 +204,7 @@ def _is_file(path: str) -> bool:
 
 
 def where_networks_run(function: Callable[..., R], *arguments: Any) -> R:
-    """Call a function once in a worker of the cluster that may run networks, or here where there is no cluster."""
+    """Call a function once in a worker of the cluster that may run networks, or here without a cluster."""
     if not clustered():
         return function(*arguments)
     return next(ordered(partial(_call, function), [arguments], network=True))
@@ -220,14 +220,14 @@ class _Promise(Protocol[R_co]):
 
 
 class _TaskExecutor(Protocol):
-    """What does the tasks."""
+    """Runs tasks."""
 
     def width(self) -> int:
-        """Tasks to have in flight."""
+        """Number of tasks to keep in flight."""
         ...
 
     def submit(self, function: Callable[[T], R], item: T) -> _Promise[R]:
-        """Begin a task."""
+        """Start a task."""
         ...
 
 
@@ -246,7 +246,7 @@ class _Pool:
 
 
 class _Here:
-    """The thread that asks."""
+    """The calling thread."""
 
     def width(self) -> int:
         return 1
@@ -258,7 +258,7 @@ class _Here:
 
 
 class _Cluster:
-    """The workers of a scheduler. A task may be repeated elsewhere when its worker dies."""
+    """The workers of a scheduler. A task may be repeated on another worker if its worker dies."""
 
     def __init__(self, client: Any, *, network: bool) -> None:
         self.client = client
@@ -266,7 +266,7 @@ class _Cluster:
             _await_workers(client)
             gpu = network and any(_has_gpu(worker) for worker in self._workers())
         self.wanted = _has_gpu if gpu else bool
-        # A part of a GPU, not all of it: the next task reads while one is in the network, which lets in one at a time.
+        # A fraction of a GPU: the next task can read while one is in the network, which serves one at a time.
         self.share = {GPU: 1 / LOCAL_WORKERS} if gpu else None
 
     def width(self) -> int:
@@ -310,19 +310,19 @@ def _executor(network: bool, threads: int) -> Iterator[_TaskExecutor]:
         try:
             yield _Pool(_processes(count), count)
         except TaskLostError:
-            _processes.cache_clear()  # a pool that lost a process takes no more tasks
+            _processes.cache_clear()  # a pool that lost a process is broken
             raise
     else:
         raise OptionError(
-            f"scheduler {scheduler!r}: geolabel works on synchronous, threads, processes, an executor or a "
+            f"scheduler {scheduler!r}: geolabel supports synchronous, threads, processes, an executor or a "
             "distributed.Client; set one of these with dask.config.set(scheduler=...)"
         )
 
 
 def _configured() -> tuple[Any, Executor | None]:
-    """The scheduler that dask is configured for, by its name if it has one, and the pool that its threads come from."""
+    """The scheduler configured in dask, by name if it has one, and its thread pool."""
     scheduler = dask.config.get("scheduler", None) or "threads"
-    if callable(scheduler):  # as dask.get and dask.threaded.get
+    if callable(scheduler):  # such as dask.get and dask.threaded.get
         scheduler = next((name for name, get in named_schedulers.items() if get is scheduler), scheduler)
     pool = dask.config.get("pool", None)
     if pool is not None and not isinstance(pool, Executor):
@@ -337,7 +337,7 @@ def _is_own(executor: Executor) -> bool:
 
 @cache
 def _processes(count: int) -> ProcessPoolExecutor:
-    """Processes that stay from pass to pass, with the networks that they loaded."""
+    """A process pool that is kept between passes, with its loaded networks."""
     return ProcessPoolExecutor(count, get_context("spawn"))
 
 
@@ -350,7 +350,7 @@ def _closing(executor: Executor) -> Iterator[Executor]:
 
 
 def _client() -> Any | None:
-    # distributed takes half a second to import: a program that has a client has imported it already
+    # distributed takes half a second to import: if there is a client, it is imported already
     if "distributed" not in sys.modules or in_task():
         return None
     import distributed
@@ -359,7 +359,7 @@ def _client() -> Any | None:
         client = distributed.get_client()
     except ValueError:
         return None
-    return None if client.asynchronous else client  # whose event loop this thread is: waiting would stop it
+    return None if client.asynchronous else client  # waiting would block its event loop, which this thread runs
 
 
 def _await_workers(client: Any) -> None:
@@ -371,7 +371,7 @@ def _await_workers(client: Any) -> None:
 
 
 def _workers(client: Any) -> dict[str, dict[str, Any]]:
-    """Workers of a scheduler by their address.
+    """Workers of a scheduler by address.
 
     Raises
     ------
@@ -379,17 +379,17 @@ def _workers(client: Any) -> dict[str, dict[str, Any]]:
         If the scheduler is gone.
     """
     workers: dict[str, dict[str, Any]] | None = client.scheduler_info(n_workers=-1).get("workers")
-    if workers is None:  # a client that has lost its scheduler knows of nothing
+    if workers is None:  # the client has lost its scheduler
         raise ClusterError("the scheduler is gone: start it again, and the same command resumes; or close its client")
     return workers
 
 
-# --- what travels ----------------------------------------------------------------------------------------------------
+# --- pickled functions -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Shared(Generic[T, R]):
-    """A function that is the same object in all tasks of a process, so that what it opened stays open."""
+    """A function unpickled once per process and shared by its tasks, so that what it opened stays open."""
 
     function: Callable[[T], R]
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -405,7 +405,7 @@ _known: OrderedDict[str, _Shared[Any, Any]] = OrderedDict()
 _knowing = threading.Lock()
 
 _KNOWN = 8
-"""Functions that a process keeps: those of one run's passes."""
+"""Number of functions that a process keeps: those of the passes of one run."""
 
 
 def _recall(function: Callable[[T], R], token: str) -> _Shared[T, R]:
@@ -421,12 +421,12 @@ def _recall(function: Callable[[T], R], token: str) -> _Shared[T, R]:
 
 
 class TaskLostError(ClusterError):
-    """A task took with it every worker that tried it."""
+    """A task killed every worker that tried it."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
-        """Which of the items."""
+        """Number of the item."""
 
 
 def _result(promise: _Promise[R], number: int) -> R:
@@ -436,7 +436,7 @@ def _result(promise: _Promise[R], number: int) -> R:
 
 @contextmanager
 def _explained(number: int = 0) -> Iterator[None]:
-    """Turn what dask raises of itself, not of a task, into errors that say what to do."""
+    """Translate dask's own errors into errors with advice."""
     try:
         yield
     except BrokenProcessPool as error:

@@ -1,7 +1,7 @@
-"""The folder of a run: its records, what it is a run of, and its lock. A run that ended early resumes from here.
+"""The folder of a run: its records, run key and lock. An interrupted run resumes from here.
 
-A folder holds ``run.json``, which holds the key of the run and says how far it is; ``lock``, while a process
-works on it; and the records of `geolabel.io.store`. It is deleted when the run has succeeded.
+A folder holds ``run.json`` with the key and progress of the run; ``lock``, while a process works on it; and the records
+of `geolabel.io.store`. It is deleted when the run has succeeded.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from geolabel.parsing import check_name
 log = logging.getLogger(__name__)
 
 _UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
-"""What working on values raises that do not belong together, as those of damaged records may not."""
+"""Errors raised by inconsistent values, such as those of damaged records."""
 
 _REMOVING = "removing"
 """Status of a run whose records are being deleted."""
 
 SUFFIX = ".run"
-"""What the folder beside an output is called: ``slides.gpkg.run``."""
+"""Suffix of the folder beside an output: ``slides.gpkg.run``."""
 
 
 @dataclass(frozen=True)
 class RunFolderOptions:
-    """Where the records of a run are kept, and how long."""
+    """Where the records of a run are stored, and how long."""
 
     run_dir: str | Path | None = None
-    """Path, or URL of any store that fsspec knows; None for a folder beside the output."""
+    """Path, or URL of any store supported by fsspec; None for a folder beside the output."""
     keep: bool = False
-    """Whether the records stay when the run has succeeded."""
+    """Whether to keep the records after the run has succeeded."""
     scene_key: str | None = None
-    """What stands for the scene in the key, for a scene that is no file: a run over an array resumes only with one."""
+    """Name of the scene in the key, for a scene in memory: a run over an array can only resume with one."""
 
     def __post_init__(self) -> None:
         if self.run_dir is not None:
@@ -67,33 +67,33 @@ class RunFolderOptions:
 
 
 class Folder:
-    """The folder of a run under way.
+    """The folder of an active run.
 
     Parameters
     ----------
     store
-        Where it is.
+        Location of the folder.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.storage = store.storage
         self.stopping = threading.Event()
-        """Set when no further task is to begin."""
+        """Set when no further task may start."""
         self.lost = False
-        """Whether another run has taken the folder over."""
+        """Whether another run has taken over the folder."""
         self.resumed = False
-        """Whether the run resumes from records of an earlier one."""
+        """Whether the run resumes from the records of an earlier one."""
         self._state: State | None = None
 
     @property
     def state(self) -> State:
-        """What the folder says of the run."""
+        """Content of ``run.json``."""
         assert self._state is not None
         return self._state
 
     def begin(self, key: Mapping[str, Any], *, overwrite: bool, allowed: Changes | None = None) -> None:
-        """Resume the run of this key, or start it.
+        """Resume the run with this key, or start it.
 
         Parameters
         ----------
@@ -103,11 +103,11 @@ class Folder:
         Raises
         ------
         RunError
-            If the folder holds something else and is not to be overwritten.
+            If the folder belongs to another run and may not be overwritten.
         """
         found = self._read()
         if found is not None and found.status == _REMOVING:
-            self.store.remove()  # a run was killed while it cleared its folder away
+            self.store.remove()  # a run was killed while it deleted its folder
         elif found is not None:
             differing = difference(found.key, key, allowed)
             if not differing and (found.overwrite or not overwrite):
@@ -117,33 +117,33 @@ class Folder:
                 return
             if differing and not overwrite:
                 raise RunError(
-                    f"{self.store.root} holds another run: {differing}. Give what was given then to resume it, "
+                    f"{self.store.root} holds another run: {differing}. Use the same options to resume it, "
                     "--overwrite to restart, or another --run-dir"
                 )
             self.store.remove()
         self._write(State(key, datetime.now(UTC).isoformat(timespec="seconds"), overwrite))
 
     def check(self) -> None:
-        """Refuse a folder that is neither empty nor that of a run, before anything in it is touched.
+        """Refuse a folder that is neither empty nor that of a run, before anything in it is changed.
 
         Raises
         ------
         RunError
-            If it holds anything else.
+            If it contains anything else.
         """
         root = self.store.root
         if isinstance(self.storage, FolderStorage) and self.storage.root.exists() and not self.storage.root.is_dir():
-            raise RunError(f"{root} is a file: give a --run-dir that is a folder, or none yet")
+            raise RunError(f"{root} is a file: give a --run-dir that is a folder or does not exist")
         if self._read() is None:
             other = next((name for name in self.storage.names() if not self._is_lock(name)), None)
             if other is not None:
                 raise RunError(
-                    f"{root} holds {other} and no {RUN} of geolabel, so it holds other files than those of a run: "
+                    f"{root} contains {other} but no {RUN} of geolabel, so it is not the folder of a run: "
                     "give a --run-dir that is empty"
                 )
 
     def _is_lock(self, name: str) -> bool:
-        """Whether a file is what a run that has just begun, or was killed then, has in its folder."""
+        """Whether a file is the lock of a run that has just started, or was killed then."""
         if name not in (LOCK, STOP):
             return False
         with suppress(FileNotFoundError), self.storage.open(name) as file:
@@ -158,8 +158,8 @@ class Folder:
             return None
         except (ValueError, RecursionError) as error:
             raise RunError(
-                f"{self.store.root}/{RUN} is not that of a run of this geolabel ({error}): delete the folder if it is "
-                "left of another version, or give another --run-dir"
+                f"{self.store.root}/{RUN} cannot be read by this version of geolabel ({error}): delete the folder if "
+                "another version wrote it, or give another --run-dir"
             ) from error
 
     def _write(self, state: State) -> None:
@@ -170,40 +170,40 @@ class Folder:
             raise OutputError(f"{self.store.root}/{RUN} could not be written: {error.strerror or error}") from error
 
     def update(self, **changes: Any) -> None:
-        """Change what the folder says of the run."""
+        """Change the state in ``run.json``."""
         self._write(State(**vars(self.state) | changes))
 
     def note_pass(self, name: str, tasks: int) -> None:
-        """Say how many tasks a pass has."""
+        """Record the number of tasks of a pass."""
         if self.state.passes.get(name) != tasks:
             self.update(passes={**self.state.passes, name: tasks})
 
     @contextmanager
     def writing(self, *paths: Path) -> Iterator[None]:
-        """Say that outputs are being written, and then that they are whole: the same run may write them again."""
+        """Record that outputs are being written, and then that they are complete: the same run may write them again."""
         begun = {str(path.absolute()): [BEGUN, time.time_ns()] for path in paths}
         self.update(written={**self.state.written, **begun})
         yield
         self.update(written={**self.state.written, **{str(path.absolute()): _stamp(path) for path in paths}})
 
     def stop(self) -> None:
-        """Begin no further task, here or in any worker."""
+        """Start no further task, here or in any worker."""
         self.stopping.set()
         with suppress(OSError):
             self.storage.write(STOP, lambda file: file.write(b""))
 
     def lose(self) -> None:
-        """Leave the folder to another run; its workers are not asked to stop."""
+        """Leave the folder to another run, without asking its workers to stop."""
         self.lost = True
         self.stopping.set()
 
     def end(self, status: str, message: str = "") -> None:
-        """Say how the run ended; what is left of the folder is for ``geolabel runs`` or the run that resumes."""
+        """Record how the run ended; the folder is left for ``geolabel runs`` or the run that resumes."""
         with suppress(GeolabelError):
             self.update(status=status, message=message)
 
     def give_up(self, error: BaseException, hint: str) -> None:
-        """Say why the run failed, and keep the records that it can resume from; without any, leave nothing."""
+        """Record why the run failed, and keep records to resume from; if there are none, delete the folder."""
         if any(name.partition("/")[0].endswith(f"-{DONE}") for name in self.storage.names()):
             self.end("failed", str(error))
             error.add_note(hint)
@@ -211,10 +211,10 @@ class Folder:
             self.remove()
 
     def remove(self) -> None:
-        """Delete everything that belongs to the run; `RUN` last, so that the folder is known until then."""
+        """Delete everything that belongs to the run; `RUN` last, so that the folder is recognised until then."""
         state = self._read() if self._state is None else self._state
         if state is not None:
-            with suppress(OutputError):  # a full disk has no room to say so
+            with suppress(OutputError):  # on a full disk the state cannot be written
                 self._write(State(**vars(state) | {"status": _REMOVING}))
         self._state = None
         self.store.remove()
@@ -232,7 +232,7 @@ def opened(
     overwrite: bool,
     allowed: Changes | None = None,
 ) -> Iterator[Folder]:
-    """A folder that is locked, known to every worker, and gone when the run in it succeeds.
+    """A run folder that is locked, visible to every worker, and deleted when the run succeeds.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def opened(
     Raises
     ------
     RunError
-        If another process works in it, it belongs to another run, or a worker does not see it.
+        If another process works in it, it belongs to another run, or a worker cannot see it.
     KeyboardInterrupt
         With a message that says how to resume.
     """
@@ -254,14 +254,14 @@ def opened(
         stack.enter_context(locked(folder.storage, str(root), on_loss=folder.lose))
         folder.storage.remove(STOP)
         folder.begin(key, overwrite=overwrite, allowed=allowed)
-        hint = f"what is done is kept in {root}: the same command resumes from there"
+        hint = f"finished work is kept in {root}: run the same command again to resume"
         try:
             _check_visible(folder)
             with _interruptible(folder):
                 yield folder
         except KeyboardInterrupt as error:
             if folder.lost:
-                raise RunError(f"{root} was taken over by another run, since this one gave no sign of life") from error
+                raise RunError(f"{root} was taken over by another run, since this one did not respond") from error
             folder.end("interrupted")
             raise KeyboardInterrupt(f"interrupted; {hint}") from error
         except BaseException as error:
@@ -269,7 +269,7 @@ def opened(
             if folder.resumed and isinstance(error, _UNFIT):
                 raise RunError(
                     f"{root} holds records of an earlier run, and resuming from them failed "
-                    f"({type(error).__name__}: {error}); if they are damaged, --overwrite restarts"
+                    f"({type(error).__name__}: {error}); if they are damaged, restart with --overwrite"
                 ) from error
             raise
         if options.keep:
@@ -298,19 +298,19 @@ def _sees(root: str, started: str) -> bool:
 
 @contextmanager
 def _interruptible(folder: Folder) -> Iterator[None]:
-    """Let the first Ctrl-C stop the run after the tasks at work, and the second at once."""
+    """Let the first Ctrl-C stop the run after its current tasks, and the second at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGINT)
-    if before is None:  # not set from Python
+    if before is None:  # installed by something other than Python
         yield
         return
 
     def first(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         signal.signal(signal.SIGINT, before)
         folder.stop()
-        log.warning("interrupted: finishing the tasks at work (once more to end at once)")
+        log.warning("interrupted: finishing the current tasks (press again to stop at once)")
 
     signal.signal(signal.SIGINT, first)
     try:
@@ -320,10 +320,10 @@ def _interruptible(folder: Folder) -> Iterator[None]:
 
 
 BEGUN = -1
-"""In the place of the size of an output that is being written; beside it is when that began."""
+"""Placeholder for the size of an output that is being written; its time is when that started."""
 
 _SLACK_NS = 2_000_000_000
-"""File systems tell times to two seconds at worst."""
+"""Resolution of file times: two seconds on some file systems."""
 
 
 def _stamp(path: Path) -> list[int]:
@@ -333,54 +333,54 @@ def _stamp(path: Path) -> list[int]:
 
 
 def written_by(root: str | Path) -> frozenset[Path]:
-    """Outputs of the unfinished run in a folder, as it left them: the run that resumes may replace them."""
+    """Outputs of an unfinished run in a folder, unchanged since: the resumed run may replace them."""
     try:
         state = State.read(storage_at(root))
     except (OSError, ValueError, RecursionError):
         return frozenset()
     found = set()
     for name, mark in state.written.items():
-        with suppress(OSError, ValueError, TypeError, LookupError):  # what calls itself a name and a mark may be none
+        with suppress(OSError, ValueError, TypeError, LookupError):  # the record may be damaged
             size, changed = _stamp(Path(name))
-            # killed between the output's last byte and the word that it is whole
+            # killed after the output was written but before that was recorded
             just_written = mark[0] == BEGUN and changed >= mark[1] - _SLACK_NS
             if just_written or [size, changed] == mark:
                 found.add(Path(name))
     return frozenset(found)
 
 
-# --- folders that runs left -------------------------------------------------------------------------------------------
+# --- folders of other runs -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What can be said of a run from its folder."""
+    """Summary of a run, from its folder."""
 
     folder: str
     status: str
-    """``running``, ``interrupted``, ``failed``, ``finished``, or ``dead``: ended without a word."""
+    """``running``, ``interrupted``, ``failed``, ``finished``, or ``dead``: ended without recording it."""
     started: str
     message: str
     done: Mapping[str, tuple[int, int]]
-    """Tasks done and tasks in all, by pass."""
+    """Finished tasks and total tasks, by pass."""
     key: Mapping[str, Any]
     size_bytes: int | None
-    """None where the store does not say."""
+    """None if the store does not report it."""
 
 
 def summarize(root: str | Path) -> Summary:
-    """Read what a folder says of its run.
+    """Summarise the run in a folder.
 
     Raises
     ------
     RunError
-        If it is no folder of a run.
+        If it is not the folder of a run.
     """
     here = storage_at(root)
     try:
         state = State.read(here)
     except FileNotFoundError as error:
-        raise RunError(f"{root} is no folder of a run: it has no {RUN}") from error
+        raise RunError(f"{root} is not the folder of a run: it has no {RUN}") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{root}/{RUN} cannot be read: {error}") from error
     names = list(here.names())
@@ -398,19 +398,19 @@ def summarize(root: str | Path) -> Summary:
 
 
 def find_runs(where: Path) -> list[Path]:
-    """Folders of runs in a folder, or that folder itself."""
+    """Run folders in a folder, or that folder itself."""
     if (where / RUN).is_file():
         return [where]
     return sorted(path.parent for path in where.glob(f"*/{RUN}"))
 
 
 def clean(root: str | Path) -> None:
-    """Delete the folder of a run that no process works on.
+    """Delete the folder of a run, unless a process works on it.
 
     Raises
     ------
     RunError
-        If a process works on it, or the folder is none of a run.
+        If a process works on it, or the folder is not that of a run.
     """
     summarize(root)
     folder = Folder(Store(root))

@@ -1,6 +1,6 @@
-"""The state of a run's folder: its run key, how far it is, how it ended, and who holds its lock.
+"""The state of a run folder: run key, progress, outcome, and lock.
 
-One run at a time works in a folder. The lock of a run that died is taken over, on whatever machine it ran.
+One run at a time works in a folder. The lock of a dead run is taken over, whichever machine it ran on.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ from geolabel.parsing import parse_json
 from geolabel.types import of_kind
 
 RUN = "run.json"
-"""Name of the file."""
+"""Name of the state file."""
 
 DONE = "done"
-"""Records of finished tasks are of the kind ``PASS-done``."""
+"""Suffix of the record kind of finished tasks: ``PASS-done``."""
 
 STOP = "stop"
-"""A file of this name in the folder of a run asks its workers to begin no further task."""
+"""A file of this name in a run folder asks its workers to start no further task."""
 
 FORMAT = 2
 """Format of the run folder; other versions are not resumed."""
 
 MAX_BYTES = 16 << 20
-"""Of ``run.json``, which takes a few thousand."""
+"""Maximum size of ``run.json``, which usually takes a few thousand bytes."""
 
 MAX_DEPTH = 16
-"""Levels of values in values; a key has six."""
+"""Maximum nesting; a key has six levels."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What ``run.json`` says."""
+    """Content of ``run.json``."""
 
     key: Mapping[str, Any]
     """Everything that the records depend on."""
     started: str
     overwrite: bool = False
-    """Whether the run was asked to replace its outputs."""
+    """Whether the run may replace its outputs."""
     status: str = "running"
     """``running``, ``interrupted``, ``failed``, ``finished`` or ``removing``."""
     message: str = ""
-    """Why it failed."""
+    """Error message of a failed run."""
     passes: Mapping[str, int] = field(default_factory=dict)
-    """Tasks of the passes that have begun."""
+    """Number of tasks of the passes started so far."""
     written: Mapping[str, list[int]] = field(default_factory=dict)
-    """Outputs that are whole: path to size and modification time in nanoseconds; see `Folder.writing`."""
+    """Complete outputs: path to size and modification time in nanoseconds; see `Folder.writing`."""
 
     def dump(self) -> bytes:
-        """As it is written."""
+        """Serialise."""
         return json.dumps({"format": FORMAT} | vars(self), indent=1).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read what `dump` wrote.
+        """Parse the result of `dump`.
 
         Raises
         ------
@@ -93,32 +93,32 @@ class State:
 
     @classmethod
     def read(cls, folder: Storage) -> Self:
-        """Read what a folder says.
+        """Read the state in a folder.
 
         Raises
         ------
         FileNotFoundError
-            If it says nothing.
+            If there is none.
         ValueError, RecursionError
-            If it is anything else than what `dump` wrote.
+            If it is not the result of `dump`.
         """
         with folder.open(RUN) as file:
             return cls.parse(file.read(MAX_BYTES + 1))
 
 
 Changes = Mapping[str, tuple[Any, Any]]
-"""Last names of values of a key that may change between a run and the one that resumes it, from and to what."""
+"""Names of key values that may change between a run and the one that resumes it, with the allowed changes."""
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], allowed: Changes | None = None, limit: int = 4) -> str:
-    """Say in words what differs between two run keys; empty where nothing does.
+    """Describe the differences between two run keys; empty if there are none.
 
     Parameters
     ----------
     allowed
-        Changes that are no difference.
+        Changes that are ignored.
     limit
-        Maximum number of values that are named.
+        Maximum number of differences that are described.
     """
     before, after = dict(_flat(old)), dict(_flat(new))
     names = [
@@ -147,40 +147,40 @@ def _short(value: Any) -> str:
 log = logging.getLogger(__name__)
 
 LOCK = "lock"
-"""Name of the file."""
+"""Name of the lock file."""
 
 BEAT = 5.0
-"""Seconds between the signs of life of the process that holds the lock."""
+"""Seconds between heartbeats of the process that holds the lock."""
 
 MAX_LOCK_BYTES = 1 << 16
-"""Of a lock, which takes a few hundred."""
+"""Maximum size of a lock, which usually takes a few hundred bytes."""
 
 _MAX_PID = 1 << 31
-"""Larger than any number of a process."""
+"""Upper bound of process numbers."""
 
 PATIENCE = 3
-"""Beats without a sign of life after which a holder that cannot be looked up counts as dead."""
+"""Missed heartbeats after which a holder on another machine counts as dead."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock."""
+    """The process that holds a lock."""
 
     host: str
     pid: int
     born: float
-    """When the process began; numbers of processes are used again."""
+    """Start time of the process, as process numbers are reused."""
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     beat: int = 0
 
     @classmethod
     def here(cls) -> Self:
-        """The process that asks."""
+        """Return the current process."""
         return cls(_host(), os.getpid(), psutil.Process().create_time())
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
-        """Read a lock; None where it is none, as a full disk leaves it."""
+        """Parse a lock; None if it is damaged, as by a full disk."""
         try:
             values = parse_json(data, limit=MAX_LOCK_BYTES)
             found = cls(**values)
@@ -189,12 +189,12 @@ class Holder:
         return found if of_kind(found, cls) and found.host.strip() and 0 < found.pid < _MAX_PID else None
 
     def dump(self) -> bytes:
-        """As it is written."""
+        """Serialise."""
         return json.dumps(asdict(self)).encode()
 
     @property
     def alive(self) -> bool | None:
-        """Whether the process lives; None where that cannot be seen from here."""
+        """Whether the process is alive; None if unknown here."""
         if self.host != _host():
             return None
         try:
@@ -206,26 +206,26 @@ class Holder:
 
 
 def _host() -> str:
-    """The machine, and the space that its process numbers belong to: containers may share a name and a folder."""
+    """The machine and its process namespace: containers may share a host name and a folder."""
     with suppress(OSError):
         return f"{platform.node()} {Path('/proc/self/ns/pid').readlink()}"
     return platform.node()
 
 
 def holder(storage: Storage, *, watch: bool = True) -> Holder | None:
-    """Return the live process that holds the lock of a folder, None without one.
+    """Return the live process that holds the lock of a folder, or None.
 
     Parameters
     ----------
     watch
-        Whether to wait for a sign of life of a process that runs elsewhere; without, it counts as alive.
+        Whether to wait for a heartbeat of a process on another machine; if not, it counts as alive.
     """
     found = _read(storage)
     if found is None or found.alive is False:
         return None
     if found.alive or not watch:
         return found
-    log.warning("the run seems to be at work on %s: waiting for a sign of life", found.host)
+    log.warning("the run may be active on %s: waiting for its heartbeat", found.host)
     end = time.monotonic() + PATIENCE * BEAT
     while time.monotonic() < end:
         time.sleep(BEAT / 5)
@@ -244,12 +244,12 @@ def _read(storage: Storage) -> Holder | None:
             return None
         if found is not None:
             return found
-        time.sleep(BEAT / 25)  # another process is writing it, or died writing it
+        time.sleep(BEAT / 25)  # another process is writing it, or died while writing
     return None
 
 
 def _clear(storage: Storage) -> None:
-    """Take away the lock of a dead process, unless another run has been faster."""
+    """Delete the lock of a dead process, unless another run was faster."""
     found = _read(storage)
     if found is None or found.alive is not True:
         storage.remove(LOCK)
@@ -257,20 +257,20 @@ def _clear(storage: Storage) -> None:
 
 @contextmanager
 def locked(storage: Storage, name: str, *, on_loss: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a folder; a folder that is empty afterwards is deleted.
+    """Hold the lock of a folder; if the folder is empty afterwards, it is deleted.
 
     Parameters
     ----------
     name
-        Of the folder, for messages.
+        Name of the folder, for messages.
     on_loss
-        Called, from another thread, when another process has taken the lock over: this process was thought dead, as a
-        laptop that slept is.
+        Called, from another thread, when another process has taken over the lock because this one seemed dead, such as
+        on a laptop that was suspended.
 
     Raises
     ------
     RunError
-        If another run holds it and lives.
+        If a live run holds it.
     """
     mine = Holder.here()
     if not storage.create(LOCK, mine.dump()):
@@ -282,7 +282,7 @@ def locked(storage: Storage, name: str, *, on_loss: Callable[[], None]) -> Itera
             )
         _clear(storage)
         if not storage.create(LOCK, mine.dump()):
-            raise RunError(f"{name} was taken by another run just now: wait for it, or give another --run-dir")
+            raise RunError(f"{name} was just taken by another run: wait for it, or give another --run-dir")
     over = threading.Event()
     thread = threading.Thread(target=_beat, args=(storage, mine, over, on_loss), name="geolabel-lock", daemon=True)
     thread.start()
@@ -307,5 +307,5 @@ def _beat(storage: Storage, mine: Holder, over: threading.Event, on_loss: Callab
                 on_loss()
                 return
             storage.write(LOCK, lambda file, data=data: file.write(data))  # type: ignore[misc]
-        except OSError as error:  # a full disk ends the run elsewhere, with a better message
+        except OSError as error:  # a full disk stops the run elsewhere, with a better message
             log.warning("the lock could not be renewed: %s", error)

@@ -1,4 +1,4 @@
-"""What a process keeps between tasks: loaded networks, and how many tasks at a time are let into them."""
+"""State of a process between tasks: loaded networks, and how many tasks run them at a time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from geolabel.types import UInt8Array
 P = TypeVar("P")
 
 STAND_IN = "stand-in"
-"""Source of recipes that `geolabel.testing` makes, in whatever process they are wanted."""
+"""Source of recipes that `geolabel.testing` creates, in any process."""
 
 _CACHE_MB = 128
-"""GDAL's cache in a worker process; ``GDAL_CACHEMAX`` in the worker's environment is respected."""
+"""GDAL's cache in a worker process; ``GDAL_CACHEMAX`` in the worker's environment takes precedence."""
 
 _loading = threading.RLock()
 
@@ -44,7 +44,7 @@ def segmenter(recipe: Recipe) -> Segmenter:
 
 
 def once(load: Callable[..., P], *given: Any, **options: Any) -> P:
-    """Return what a function loads, loaded on first use: other parts than those of `localizer` and `segmenter`."""
+    """Return the result of a loader, called on first use: for parts other than localizers and segmenters."""
     with _loading:
         part: P = _once(load, *given, **options)
     return part
@@ -72,21 +72,22 @@ def _load(recipe: Recipe) -> Localizer | Segmenter:
 
 
 def is_small(recipe: Recipe) -> bool:
-    """Whether a network's features take little memory and its layers little time: that of those in the package."""
+    """Whether a network is small in memory and time, like those in the package."""
     return recipe.source == BUNDLED
 
 
 def calls_at_once(recipe: Recipe, threads: int | None) -> int:
-    """How many calls of a network a process has side by side.
+    """Number of concurrent calls of a network in a process.
 
-    Of a small one, on a CPU, as many calls as there are threads, each on one of them, take less time than one call
-    after the other on all threads: its layers are too short to share out. What it answers then depends on no number
-    of threads either. ONNX Runtime runs every network so. Of all others there is one call at a time, for its memory.
+    For a small network on a CPU, as many calls as there are threads, each on one thread, are faster than calls one
+    after another on all threads, since its layers are too short to parallelise; its results then do not depend on the
+    number of threads either. ONNX Runtime always works like this. Other networks run one call at a time, to save
+    memory.
 
     Parameters
     ----------
     threads
-        Of this process; None for all cores.
+        Threads of this process; None for all cores.
     """
     side_by_side = recipe.engine == "onnx" or (recipe.device == "cpu" and is_small(recipe))
     return _threads(recipe, threads) if side_by_side else 1
@@ -94,9 +95,9 @@ def calls_at_once(recipe: Recipe, threads: int | None) -> int:
 
 @contextmanager
 def network(recipe: Recipe, threads: int | None) -> Iterator[None]:
-    """Enter a network, when it is this call's turn, with a number of threads that the plan fixes.
+    """Enter a network when it is this call's turn, with the number of threads fixed by the plan.
 
-    A network's last digits depend on its number of threads, so nothing else may decide it. See `calls_at_once`.
+    The last digits of a result depend on the number of threads, so nothing else may set it. See `calls_at_once`.
     """
     with networks([recipe], threads):
         yield
@@ -104,7 +105,7 @@ def network(recipe: Recipe, threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def networks(recipes: Sequence[Recipe], threads: int | None) -> Iterator[None]:
-    """Enter networks that one call runs, as `network` does; as many calls side by side as each of them allows."""
+    """Enter the networks that one call runs, like `network`; concurrency is the minimum that they allow."""
     if not recipes:
         yield
         return
@@ -121,7 +122,7 @@ def networks(recipes: Sequence[Recipe], threads: int | None) -> Iterator[None]:
 
 
 def waiting(recipe: Recipe, images: Sequence[UInt8Array]) -> Sequence[UInt8Array]:
-    """Images (H, W, 3) as they wait for their turn in a network: for a CUDA device in pinned memory."""
+    """Images (H, W, 3) waiting for a network: in pinned memory for a CUDA device."""
     if recipe.engine != "torch" or not recipe.device.startswith("cuda"):
         return images
     from geolabel.models.on_device import pinned
@@ -144,13 +145,13 @@ _own = _Own()
 
 
 def use_threads(count: int | None) -> None:
-    """Set the number of threads of network calls in this process, where a plan does not fix it; None for all cores."""
+    """Set the number of threads of network calls in this process, if no plan fixes it; None for all cores."""
     _own.threads = count
 
 
 @cache
 def _torch_threads() -> int:
-    # before this module sets any number: threads that begin later take over the last one that was set
+    # read before this module changes it: new threads inherit the last number set
     import torch
 
     return torch.get_num_threads()
@@ -162,16 +163,16 @@ def _places(count: int) -> threading.BoundedSemaphore:
 
 
 def settle(number: int, *, gpus: int, local: bool, threads: int | None = None) -> None:
-    """Fit a process out for work, before it opens anything.
+    """Set up a worker process before it opens anything.
 
     Parameters
     ----------
     number
-        Of the worker, from 0.
+        Number of the worker, from 0.
     gpus
-        GPUs of this machine to spread the workers over; 0 to leave the choice as it is.
+        GPUs of this machine to distribute the workers over; 0 to leave the choice unchanged.
     local
-        Whether the process belongs to the run: then it is the client that decides what Ctrl-C means.
+        Whether the process belongs to the run: then the client handles Ctrl-C.
     threads
         See `use_threads`.
     """
@@ -191,7 +192,7 @@ def warm_up(modules: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a network's last digits and the pixels of a scene depend on, in this process."""
+    """Versions of libraries that the last digits of a network and the pixels of a scene depend on."""
     import rasterio
 
     import geolabel
@@ -201,6 +202,6 @@ def versions() -> dict[str, str]:
 
 
 def device_and_precision(device: str, precision: str) -> tuple[str, Precision]:
-    """What ``auto`` means in this process; see `geolabel.devices`."""
+    """Resolve ``auto`` in this process; see `geolabel.devices`."""
     resolved = resolve_device(device)
     return resolved, resolve_precision(precision, resolved)
