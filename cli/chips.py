@@ -195,7 +195,7 @@ def chips(
 def _pack(pack: Path, *, overwrite: bool, as_json: bool, **given: Any) -> None:
     """Write the pack and print its contents."""
     from geolabel.outputs import check_target
-    from geolabel.training.pictures import write_pack
+    from geolabel.training.bundled_data import write_pack
 
     check_target(pack, overwrite=overwrite, suffixes=(".zip",))
     announce({"pack": str(pack)} | write_pack(pack, overwrite=overwrite, **given), as_json=as_json)

@@ -9,7 +9,7 @@ import click
 import geolabel
 from geolabel.errors import OptionError
 
-from . import options, prediction
+from . import options, scene_options
 from .commands import command, complete_files, option
 from .extract import evidence_options, take_evidence
 from .inputs import check_inputs, check_outputs, check_scenes, parse_place
@@ -35,12 +35,12 @@ from .terminal import announce, progress_bar
 @options.asset
 @options.scene_options
 @evidence_options
-@prediction.class_names
-@prediction.scene_method
-@prediction.tile_options
+@scene_options.class_names
+@scene_options.scene_method
+@scene_options.tile_options
 @options.score_threshold
 @options.min_confidence
-@prediction.polygon_options
+@scene_options.polygon_options
 @options.network_options
 @options.overwrite
 @options.as_json

@@ -10,9 +10,9 @@ import click
 import geolabel
 from geolabel.errors import WeightsError
 from geolabel.extraction.supplements import Supplements
-from geolabel.models.measured import of_bundled
+from geolabel.models.measured_accuracy import of_bundled
 
-from . import options, prediction
+from . import options, scene_options
 from .commands import F, command, complete_files, option
 from .inputs import MASK, SCENE, VECTORS, MeasureType, check_inputs, check_outputs, check_scenes, one_output
 from .terminal import announce, loading, progress_bar, warn
@@ -168,10 +168,10 @@ def take_evidence(given: dict[str, Any]) -> dict[str, Any]:
 @options.asset
 @options.scene_options
 @evidence_options
-@prediction.prediction_options
+@scene_options.prediction_options
 @options.score_threshold
 @options.min_confidence
-@prediction.polygon_options
+@scene_options.polygon_options
 @options.network_options
 @cluster_options
 @options.run_options

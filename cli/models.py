@@ -191,7 +191,7 @@ def stac(name: str, out: Path, overwrite: bool, as_json: bool) -> None:
     geolabel models stac bundled --out handover
     geolabel models stac student.safetensors --out handover
     """
-    from geolabel.models.items import network_items
+    from geolabel.models.stac import network_items
 
     written = network_items(name, out, overwrite=overwrite)
     announce({kind: str(path) for kind, path in written.items()}, as_json=as_json)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import options, prediction
+from . import options, scene_options
 from .commands import command, option
 from .inputs import SCENE, check_outputs, one_output
 from .terminal import announce, loading, progress_bar
@@ -57,7 +57,7 @@ from .terminal import announce, loading, progress_bar
     metavar="PX",
     help="Side of the blocks to read at a time; results do not depend on it.",
 )
-@prediction.polygon_options
+@scene_options.polygon_options
 @options.dst_crs
 @options.overwrite
 @options.discard_review

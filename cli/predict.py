@@ -8,7 +8,7 @@ import click
 
 import geolabel
 
-from . import options, prediction
+from . import options, scene_options
 from .commands import command, complete_files, option
 from .extract import GAPS
 from .inputs import check_inputs, check_outputs, check_scenes, one_output
@@ -21,7 +21,7 @@ from .workers import at_work, cluster_options
 @option("-o", "--out", group="output", type=click.Path(dir_okay=False), help="GeoTIFF to write.")
 @options.asset
 @options.scene_options
-@prediction.prediction_options
+@scene_options.prediction_options
 @options.network_options
 @cluster_options
 @options.run_options

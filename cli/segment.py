@@ -9,7 +9,7 @@ import click
 import geolabel
 from geolabel.settings.methods import GridSettings
 
-from . import options, prediction
+from . import options, scene_options
 from .commands import command, option
 from .extract import GAPS
 from .inputs import SCENE, MeasureType, check_outputs
@@ -23,7 +23,7 @@ from .workers import at_work, cluster_options
 @options.vectors_out(required=True)
 @options.scene_options
 @record_options(GridSettings)
-@prediction.tile_options
+@scene_options.tile_options
 @option(
     "--min-area",
     group="shape",
@@ -32,7 +32,7 @@ from .workers import at_work, cluster_options
     show_default=True,
     help="Drop segments smaller than this.",
 )
-@prediction.outline_options
+@scene_options.outline_options
 @options.segmenter_options
 @cluster_options
 @options.run_options

@@ -13,9 +13,9 @@ from geolabel.errors import ChipError
 from . import options
 from .commands import F, group, option
 from .inputs import CHIPS, CHIPS_PATH, NETWORK, Input, numbers
-from .learn import LIBRARIES, SMP
 from .settings import method_options
 from .terminal import announce, loading, progress_bar
+from .train_on_chips import LIBRARIES, SMP
 
 if TYPE_CHECKING:
     from geolabel.evaluation.steps import Section

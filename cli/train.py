@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from . import learn, options
+from . import options, train_on_chips
 from .commands import group, option
 from .terminal import announce, progress_bar
 
@@ -22,8 +22,8 @@ def train() -> None:
     """Train networks. Needs the extra: pip install "geolabel[train]"."""
 
 
-train.add_command(learn.localizer)
-train.add_command(learn.student)
+train.add_command(train_on_chips.localizer)
+train.add_command(train_on_chips.student)
 
 
 @train.command()
@@ -152,7 +152,7 @@ def bundled(
     from geolabel.devices import resolve_device, resolve_precision
     from geolabel.errors import OptionError
     from geolabel.training.bundled import train_bundled
-    from geolabel.training.pictures import unpack
+    from geolabel.training.bundled_data import unpack
 
     workers = threads or os.cpu_count() or 1
     torch.set_num_threads(workers)

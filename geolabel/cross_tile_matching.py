@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.tiles import TileGrid, Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 

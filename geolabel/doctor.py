@@ -23,7 +23,7 @@ from geolabel.io.downloads import cache_folder, offline
 from geolabel.models import registry
 from geolabel.models.defaults import BUNDLED
 from geolabel.models.hub import cache_of
-from geolabel.models.measured import of_bundled
+from geolabel.models.measured_accuracy import of_bundled
 from geolabel.qgis.install import installed_plugins
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.types import Float64Array, Int32Array, Int64Array
 
 Geometries = NDArray[np.object_]

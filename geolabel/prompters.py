@@ -26,7 +26,7 @@ from skimage.feature import peak_local_max
 from geolabel.activation import LEVELS, Activation
 from geolabel.errors import OptionError
 from geolabel.prompts import Prompts
-from geolabel.seams import Shapes, Spans
+from geolabel.spans import Shapes, Spans
 from geolabel.tiles import Window
 from geolabel.types import Float32Array, Float64Array, Int32Array
 

@@ -14,7 +14,7 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from geolabel.errors import OptionError
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.types import BoolArray, Float64Array, Int32Array, Int64Array
 
 log = logging.getLogger(__name__)

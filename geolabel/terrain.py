@@ -14,7 +14,7 @@ import numpy as np
 import pyproj
 
 from geolabel.scene import Grid
-from geolabel.seams import Spans, total
+from geolabel.spans import Spans, total
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array
 
 LOWEST_M, HIGHEST_M = -1_000.0, 10_000.0

@@ -41,7 +41,7 @@ from geolabel.extraction.request import Parameters
 from geolabel.extraction.scene_groups import SceneGroups
 from geolabel.io.read.features import read_aoi, read_prompts
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.store import SUFFIX, Store
+from geolabel.io.records import SUFFIX, Store
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.write.vectors import write_inventory
 from geolabel.models import loading

@@ -32,7 +32,7 @@ ORDER = (
     "mosaic",
     "labels",
     "chips",
-    "seams",
+    "spans",
     "splitting",
     "cross_tile_matching",
     "polygons",
@@ -43,7 +43,7 @@ ORDER = (
     "metrics",
     "clusters",
     "concepts",
-    "pictures",
+    "image_files",
     "devices",
     "parts",
     "prompters",
@@ -74,10 +74,10 @@ ORDER = (
 )
 """Modules and packages from left to right: each imports what stands to its left, also for type checkers alone."""
 
-RING_0 = ORDER[: ORDER.index("pictures")]
+RING_0 = ORDER[: ORDER.index("image_files")]
 """Numbers and records: nothing that opens a file of a scene or runs a network."""
 
-NETWORKS_ONLY = (*ORDER[ORDER.index("pictures") : ORDER.index("testing")], "synthetic", "models.nets", "training")
+NETWORKS_ONLY = (*ORDER[ORDER.index("image_files") : ORDER.index("testing")], "synthetic", "models.nets", "training")
 """Modules that a machine with torch and no raster library runs."""
 
 NUMBERS = {"affine", "numpy", "pyproj", "scipy", "shapely", "skimage"}
@@ -277,7 +277,7 @@ def test_workers_parse_no_python():
     """Which fails now and then where threads do it at once (CPython 3.11): NumPy's files begin with a literal."""
     parsing = {"np.load", "np.save", "np.savez", "np.savez_compressed", "ast.parse", "ast.literal_eval"}
     found = {name_of(path) for path in files() for function, _ in calls(path) if function in parsing}
-    assert found == {"training.pictures"}  # read in one thread, before the training
+    assert found == {"training.bundled_data"}  # read in one thread, before the training
 
 
 def test_what_strangers_send_is_opened_in_few_places():
@@ -295,7 +295,7 @@ def test_what_strangers_send_is_opened_in_few_places():
                 assert name_of(path) in reading[function], f"{path}, line {call.lineno}"
 
 
-def test_json_and_pictures_are_read_in_one_place_each():
+def test_json_and_images_are_read_in_one_place_each():
     """Where their size and depth are bounded, and decoders of other formats are left out."""
     for path in files():
         for function, call in calls(path):
@@ -303,7 +303,7 @@ def test_json_and_pictures_are_read_in_one_place_each():
             if function in {"json.loads", "json.load"} and not plain[0].startswith("json.dumps("):
                 assert home_of(name_of(path)) in ("parsing", *ALONE), f"{path}, line {call.lineno}"
             if function == "Image.open" and not plain[0].startswith("io.BytesIO("):
-                assert name_of(path) == "pictures", f"{path}, line {call.lineno}"
+                assert name_of(path) == "image_files", f"{path}, line {call.lineno}"
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

@@ -37,7 +37,7 @@ from geolabel.evaluation.steps import OURS, Measurement, Section
 from geolabel.extraction.request import Networks
 from geolabel.metrics import Boundary, Confusion, WidthCounts
 from geolabel.models import loading, registry
-from geolabel.models.measured import load_measured
+from geolabel.models.measured_accuracy import load_measured
 from geolabel.testing import FakeLocalizer, FakeSegmenter
 
 

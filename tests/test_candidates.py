@@ -23,7 +23,7 @@ from geolabel.extraction.request import LIKELY, Networks, Reading, with_limit
 from geolabel.extraction.vectorize import Objects
 from geolabel.methods import s2c
 from geolabel.parsing import Measure
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 

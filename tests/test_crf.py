@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from geolabel.errors import OptionError
-from geolabel.models.refined import (
+from geolabel.models.refinement import (
     DenseCrf,
     Pamr,
     PamrLocalizer,

@@ -17,7 +17,7 @@ from geolabel.cross_tile_matching import (
     representative_point,
     unite,
 )
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.testing import binary_masks
 from geolabel.tiles import TileGrid, Window
 

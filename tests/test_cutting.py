@@ -30,7 +30,7 @@ from geolabel.models import evidence_head
 from geolabel.models.evidence_head import EvidenceHeads, Head, Trees, load_heads, save_heads, shipped, with_evidence
 from geolabel.parsing import Measure
 from geolabel.scene import Grid
-from geolabel.seams import Spans, join
+from geolabel.spans import Spans, join
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 

@@ -27,7 +27,7 @@ from geolabel.models.diffusion import (
     stretched,
     token_columns,
 )
-from geolabel.models.refined import RefinedLocalizer
+from geolabel.models.refinement import RefinedLocalizer
 from geolabel.parts import Localizer
 from geolabel.testing import FakeLocalizer, write_diffusion
 

@@ -302,7 +302,7 @@ def test_a_worker_that_does_not_see_an_output_is_named(tmp_path: Path, monkeypat
 
 
 def test_memory_that_runs_out_is_told_with_the_task(tmp_path: Path) -> None:
-    from geolabel.io.store import Store
+    from geolabel.io.records import Store
 
     def hungry(job: int) -> None:
         raise MemoryError("Unable to allocate 64. GiB")

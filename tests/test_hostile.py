@@ -20,6 +20,7 @@ from geolabel.datasets.pseudo_labels import PseudoLabels, load_clusters
 from geolabel.engine.run_state import State
 from geolabel.engine.tasks import unpack
 from geolabel.errors import ChipError, GeolabelError, SceneError, VectorError
+from geolabel.image_files import open_picture
 from geolabel.io.read import scene_inputs
 from geolabel.io.read.features import spatial_layers
 from geolabel.io.read.scene_inputs import list_scenes
@@ -27,7 +28,6 @@ from geolabel.io.read.scenes import SceneReader
 from geolabel.models.checkpoint import NetworkInfo
 from geolabel.models.confidence import load_confidence
 from geolabel.parsing import parse_json, parse_xml
-from geolabel.pictures import open_picture
 
 DEEP = b"[" * 100_000
 LONG = "x" * 5000

@@ -26,7 +26,7 @@ from geolabel.models import loading, registry
 from geolabel.models.checkpoint import IMAGE_LABELS, load_checkpoint, save_checkpoint
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.multiscale import MultiscaleLocalizer
-from geolabel.models.refined import Pamr, levelled
+from geolabel.models.refinement import Pamr, levelled
 from geolabel.models.sam import FittingSegmenter
 from geolabel.prompts import Prompts
 from geolabel.scene import Grid

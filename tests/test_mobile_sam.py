@@ -17,7 +17,7 @@ from geolabel.devices import forward
 from geolabel.errors import OptionError, WeightsError
 from geolabel.masks import EVERY_CANDIDATE, quantise_logits
 from geolabel.models import checkpoint, loading, registry
-from geolabel.models.nets import mobile
+from geolabel.models.nets import mobile_sam
 from geolabel.models.nets.vit import halve
 from geolabel.prompts import Prompts
 
@@ -85,7 +85,9 @@ def state() -> State:
         return noise / max(1, noise[0].numel()) ** 0.5
 
     torch.manual_seed(1)
-    decoder = {k: v for k, v in mobile.build_mobile_sam().state_dict().items() if not k.startswith("image_encoder.")}
+    decoder = {
+        k: v for k, v in mobile_sam.build_mobile_sam().state_dict().items() if not k.startswith("image_encoder.")
+    }
     return {f"image_encoder.{name}": tensor(name, shape) for name, shape in shapes()} | decoder
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from geolabel.engine import worker
 from geolabel.extraction.request import Networks
 from geolabel.masks import EVERY_CANDIDATE, FULL, FeaturedMasks, Filters, Masks, quantise_logits
-from geolabel.models import loading, refined
+from geolabel.models import loading, refinement
 from geolabel.models.defaults import segmenter_defaults
 from geolabel.models.engines import SelectiveNetwork
 from geolabel.models.everything import EverythingSegmenter
@@ -243,11 +243,11 @@ def everything(sam: Sam) -> Any:
 
 
 def crf(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(refined, "sums", refined.sorted_sums)  # as on a GPU
+    monkeypatch.setattr(refinement, "sums", refinement.sorted_sums)  # as on a GPU
     random = np.random.default_rng(0)
     image, share = random.integers(0, 255, (16, 20, 3)).astype(np.uint8), random.random((1, 16, 20), np.float32)
-    refined.Pamr(side=16)(image, share)
-    return refined.DenseCrf()(image, np.concatenate([share, 1 - share]))
+    refinement.Pamr(side=16)(image, share)
+    return refinement.DenseCrf()(image, np.concatenate([share, 1 - share]))
 
 
 @pytest.mark.parametrize("path", ["prompts", "everything", "refined maps"])
@@ -268,7 +268,7 @@ def test_no_result_depends_on_which_thread_of_a_gpu_comes_first(
 
 def test_sums_of_a_field_on_a_processor_would_race_on_a_gpu() -> None:
     with Operations() as run:
-        refined.sums([(torch.zeros(3, dtype=torch.long), torch.ones(3))], 2)(torch.ones(1, 3))
+        refinement.sums([(torch.zeros(3, dtype=torch.long), torch.ones(3))], 2)(torch.ones(1, 3))
     assert run.names & RACING == {"index_add"}
 
 

@@ -35,13 +35,13 @@ from geolabel.extraction.polygonize import polygonize
 from geolabel.extraction.request import Parameters
 from geolabel.io import databases, storage
 from geolabel.io.read import formats
-from geolabel.io.read.descriptions import refuse_local
 from geolabel.io.read.features import read_aoi, read_prompts
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.opening import files_of, is_remote, reading
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.read.sources import FileSource
-from geolabel.io.store import Store
+from geolabel.io.read.vrt import refuse_local
+from geolabel.io.records import Store
 from geolabel.io.write.geopackage import read_provenance
 from geolabel.io.written import read_written
 from geolabel.models.nets import build

@@ -15,8 +15,8 @@ from PIL import Image
 from geolabel.cli.chips import chips
 from geolabel.cli.train import train
 from geolabel.errors import OptionError, OutputError
-from geolabel.training import pictures
-from geolabel.training.pictures import read_pictures, unpack, write_pack
+from geolabel.training import bundled_data
+from geolabel.training.bundled_data import read_pictures, unpack, write_pack
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_same_pictures_give_the_same_bytes(folders, tmp_path):
 
 
 def test_a_pack_that_is_too_large_is_refused_with_its_numbers(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "LARGEST", 4000)
+    monkeypatch.setattr(bundled_data, "LARGEST", 4000)
     with pytest.raises(OptionError, match=r"(?s)MB \(data/images .* MB in 2,.*limit.*--quality below 92"):
         write_pack(tmp_path / "p.zip", data=folders[0])
     assert not list(tmp_path.glob("*p.zip*"))
@@ -100,7 +100,7 @@ def test_members_of_other_names_are_refused(tmp_path, name):
 
 def test_what_unpacks_to_more_than_a_pack_may_hold_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "p.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("data/images/a.jpg", bytes(pictures.LARGEST + 1))
+        archive.writestr("data/images/a.jpg", bytes(bundled_data.LARGEST + 1))
     with pytest.raises(OptionError, match=r"content has 30.0 MB"):
         unpack(tmp_path / "p.zip", tmp_path / "out")
 

@@ -19,7 +19,7 @@ from packaging.version import Version
 import geolabel
 from geolabel.cli.main import cli
 from geolabel.evaluation.examples import SAMPLE, SAMPLE_SIZE, SYNTHETIC_GSD
-from geolabel.models.measured import of_bundled
+from geolabel.models.measured_accuracy import of_bundled
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -243,7 +243,7 @@ def test_links_lead_somewhere(page: str):
 
 def test_the_readme_shows_the_figures_of_the_networks_that_ship():
     (table,) = re.findall(r"^<!-- measured -->\n(.*?)\n<!-- end -->$", README, re.MULTILINE | re.DOTALL)
-    assert table == of_bundled().markdown(), "put the table of geolabel.models.measured there"
+    assert table == of_bundled().markdown(), "put the table of geolabel.models.measured_accuracy there"
 
 
 def test_the_sample_of_the_readme_is_the_one_that_the_bench_reports_on():

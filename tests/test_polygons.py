@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from geolabel.polygons import multipolygons, outlines, place, simplify, smooth, trace
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.tiles import Window
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from geolabel.activation import Activation
 from geolabel.prompters import ContourPrompter, centroid_outside
 from geolabel.prompts import Prompts
-from geolabel.seams import Shapes, Spans
+from geolabel.spans import Shapes, Spans
 from geolabel.tiles import Window
 
 

@@ -37,9 +37,9 @@ from geolabel.extraction.work import ALLOWED, run_key
 from geolabel.io import storage
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.scenes import SceneReader
+from geolabel.io.records import Store
 from geolabel.io.storage import FolderStorage, storage_at
-from geolabel.io.store import Store
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.testing import RECIPES
 from geolabel.tiles import Window
 from geolabel.types import AnyArray
@@ -243,7 +243,7 @@ def flaky(times: int):
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr("geolabel.io.store._storage", storage.storage_at)
+    monkeypatch.setattr("geolabel.io.records._storage", storage.storage_at)
 
 
 def test_a_store_that_fails_for_a_while_is_asked_again(quick: None) -> None:

@@ -13,7 +13,7 @@ from geolabel.errors import OptionError
 from geolabel.extraction.vectorize import find_objects, vectorize
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.splitting import split_at_necks
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import BoolArray, Int32Array, UInt8Array

@@ -27,7 +27,7 @@ from geolabel.cli.main import run
 from geolabel.errors import OptionError, OutputError, WeightsError
 from geolabel.io.write.stac import EXTENSIONS, bbox_of, footprint
 from geolabel.io.write.vectors import write_inventory
-from geolabel.models.items import network_items
+from geolabel.models.stac import network_items
 from geolabel.scene import Grid
 
 UTM = pyproj.CRS(32648)

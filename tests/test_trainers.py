@@ -27,9 +27,21 @@ from geolabel.models.checkpoint import load_checkpoint, save_checkpoint
 from geolabel.models.nets import build
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.synthetic.cover import FOREST, LANDSLIDE
-from geolabel.training import losses, pictures, segmenter_objective
+from geolabel.training import bundled_data, losses, segmenter_objective
 from geolabel.training.averaging import average_localizers
 from geolabel.training.bundled import RECIPES, _info, _start, _start_from_segmenter, train_bundled
+from geolabel.training.bundled_data import (
+    HARD_WEIGHT,
+    Picture,
+    is_reported,
+    number_regions,
+    read_pictures,
+    read_sets,
+    seen_at,
+    segment_regions,
+    stretch,
+    synthetic_pictures,
+)
 from geolabel.training.colours import coarsen, recolour, repaint, tint
 from geolabel.training.fit import Schedule, fit
 from geolabel.training.localizer_objective import (
@@ -41,18 +53,6 @@ from geolabel.training.localizer_objective import (
     calibrate,
     settle,
     weigh_slides,
-)
-from geolabel.training.pictures import (
-    HARD_WEIGHT,
-    Picture,
-    is_reported,
-    number_regions,
-    read_pictures,
-    read_sets,
-    seen_at,
-    segment_regions,
-    stretch,
-    synthetic_pictures,
 )
 from geolabel.training.samples import Changes, Sample, draw, generator, lay_together, to_tensor
 from geolabel.training.segmenter_objective import (
@@ -286,7 +286,7 @@ def test_scenes_are_drawn_once(tmp_path):
 
 def test_scenes_of_another_generator_are_not_reused(tmp_path, monkeypatch):
     synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)
-    monkeypatch.setattr(pictures, "_generator_version", lambda: "another")
+    monkeypatch.setattr(bundled_data, "_generator_version", lambda: "another")
     synthetic_pictures([3], 96, (0.5,), folder=tmp_path, workers=1)
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -11,7 +11,7 @@ import pytest
 from geolabel.extraction import passes
 from geolabel.extraction.passes import Regions, TileReport
 from geolabel.models.checkpoint import NetworkInfo
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.types import AnyArray, Int32Array, depth, hints, of_kind
 
 THREE = np.arange(3, dtype=np.int32)

@@ -13,7 +13,7 @@ import pytest
 
 from geolabel.cli.terminal import announce
 from geolabel.errors import GeolabelError, SceneError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.read.files import request, url_of
 from geolabel.io.read.scenes import SceneReader
 from geolabel.urls import clean, database_uri, path_of, without_secrets

@@ -24,7 +24,7 @@ from geolabel.io.columns import Merged, Of
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.mosaic import NO_MASK, Layers
 from geolabel.scene import Grid
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray
 

@@ -99,7 +99,7 @@ def filled(match: re.Match[str]) -> str:
 
 def measured() -> str:
     """Return the accuracy of the bundled networks, as a table."""
-    from geolabel.models.measured import of_bundled
+    from geolabel.models.measured_accuracy import of_bundled
 
     return of_bundled().markdown()
 

@@ -29,9 +29,9 @@ from geolabel.chips import Chip
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.datasets.tables import means_nothing, read_table
 from geolabel.errors import ChipError
+from geolabel.image_files import open_picture
 from geolabel.labels import BACKGROUND, IGNORE
 from geolabel.parsing import check_name, parse_length, parse_name, read_json
-from geolabel.pictures import open_picture
 from geolabel.scratch import settle
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from geolabel.datasets.pseudo_labels import unique_names
 from geolabel.errors import SceneError
+from geolabel.image_files import picture_size
 from geolabel.io.read.scenes import SceneReader
 from geolabel.labels import Instances
-from geolabel.pictures import picture_size
 from geolabel.radiometry import Stretch
 from geolabel.tiles import TileGrid
 from geolabel.types import BoolArray, Int64Array, UInt8Array

@@ -32,10 +32,10 @@ from geolabel import parsing
 from geolabel.clusters import Clusters, Source
 from geolabel.errors import GeolabelError, OptionError, OutputError, SceneError, WeightsError
 from geolabel.folders import check_folder, work_folder
+from geolabel.image_files import open_picture
 from geolabel.labels import BACKGROUND, IGNORE, Instances, LabelMap, closed_regions, run_lengths
 from geolabel.outputs import replacing, saving
 from geolabel.parts import Recipe
-from geolabel.pictures import open_picture
 from geolabel.scratch import settle
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 

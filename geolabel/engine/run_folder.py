@@ -1,7 +1,7 @@
 """The folder of a run: its records, run key and lock. An interrupted run resumes from here.
 
 A folder holds ``run.json`` with the key and progress of the run; ``lock``, while a process works on it; and the records
-of `geolabel.io.store`. It is deleted when the run has succeeded.
+of `geolabel.io.records`. It is deleted when the run has succeeded.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from geolabel.engine.run_state import (
     locked,
 )
 from geolabel.errors import GeolabelError, OptionError, OutputError, RunError
+from geolabel.io.records import SUFFIX as RECORD_SUFFIX
+from geolabel.io.records import Store
 from geolabel.io.storage import FolderStorage, is_url, storage_at
-from geolabel.io.store import SUFFIX as RECORD_SUFFIX
-from geolabel.io.store import Store
 from geolabel.parsing import check_name
 
 log = logging.getLogger(__name__)

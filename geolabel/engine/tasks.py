@@ -34,7 +34,7 @@ from geolabel.errors import (
     memory_wanted,
     ran_out_of_memory,
 )
-from geolabel.io.store import Store
+from geolabel.io.records import Store
 from geolabel.parsing import parse_json
 from geolabel.parts import Recipe
 from geolabel.types import AnyArray, hints, of_kind

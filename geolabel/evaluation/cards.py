@@ -19,7 +19,7 @@ from geolabel.evaluation.steps import OURS, Measurement, Section
 from geolabel.extraction.request import Networks, Parameters
 from geolabel.models import loading
 from geolabel.models.checkpoint import Kind, load_checkpoint
-from geolabel.models.measured import MEASURED, SetFigures, save_measured
+from geolabel.models.measured_accuracy import MEASURED, SetFigures, save_measured
 from geolabel.outputs import check_target, replacing, together
 from geolabel.parsing import read_json
 from geolabel.training.cards import write_card

@@ -24,7 +24,7 @@ from geolabel.io.write.vectors import provenance_of
 from geolabel.labels import BACKGROUND, IGNORE, choose_classes
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
 from geolabel.scene import span
-from geolabel.seams import Spans, join, total
+from geolabel.spans import Spans, join, total
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array
 

@@ -26,8 +26,8 @@ from geolabel.errors import OptionError
 from geolabel.outputs import replacing, saving
 from geolabel.prompts import Prompts
 from geolabel.synthetic import synthesize
+from geolabel.training.bundled_data import REPORTED, SUFFIXES, is_reported, read_image
 from geolabel.training.colours import jpeg
-from geolabel.training.pictures import REPORTED, SUFFIXES, is_reported, read_image
 from geolabel.types import BoolArray, Float64Array, Int32Array, UInt8Array
 
 Split = Literal["report", "select"]
@@ -180,7 +180,7 @@ class Data:
     """Folders with real images; None for those that are not available."""
 
     sichuan: Path | None = None
-    """images/ and masks/; images for reports are named in `geolabel.training.pictures.REPORTED`."""
+    """images/ and masks/; images for reports are named in `geolabel.training.bundled_data.REPORTED`."""
     bijie: Path | None = None
     """train/ and val/, each with images/ and masks/."""
     hokkaido: Path | None = None

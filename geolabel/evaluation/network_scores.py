@@ -26,8 +26,8 @@ from geolabel.mosaic import blend
 from geolabel.parts import Localizer, Segmenter
 from geolabel.prompts import Prompts
 from geolabel.tiles import TileGrid, Window, window_around
+from geolabel.training.bundled_data import stretch
 from geolabel.training.localizer_objective import area_under_curve
-from geolabel.training.pictures import stretch
 from geolabel.types import AnyArray, BoolArray, Float32Array, Float64Array, UInt8Array
 
 MARGIN = 1 / 8

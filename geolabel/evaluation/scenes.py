@@ -30,7 +30,7 @@ from geolabel.io.write.rasters import write_geotiff
 from geolabel.masks import FULL
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, UInt8Array
 

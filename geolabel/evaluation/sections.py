@@ -42,7 +42,7 @@ from geolabel.io.read.opening import reading
 from geolabel.metrics import TOLERANCE
 from geolabel.models.sam import corner_pixels
 from geolabel.tiles import TileGrid
-from geolabel.training.pictures import read_image
+from geolabel.training.bundled_data import read_image
 from geolabel.types import Int32Array, UInt8Array
 
 FOREST_SEEDS = range(700_000, 700_004)

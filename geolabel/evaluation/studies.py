@@ -163,7 +163,7 @@ class Study:
     localizer: str = "bundled"
     """Localizer of studies of pseudo-labels."""
     pamr: bool = False
-    """Whether its maps are refined; see `geolabel.models.refined.PamrLocalizer`."""
+    """Whether its maps are refined; see `geolabel.models.refinement.PamrLocalizer`."""
     epochs: float | None = None
     """Epochs of studies of training."""
     size: int | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from geolabel import mosaic
 from geolabel.activation import LEVELS, Enlarged
 from geolabel.extraction.plan import Run
-from geolabel.io.store import Store
+from geolabel.io.records import Store
 from geolabel.tiles import Window, extent
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 

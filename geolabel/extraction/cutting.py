@@ -25,7 +25,7 @@ from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.vectorize import Objects, with_ground
 from geolabel.extraction.work import Work
 from geolabel.models.evidence_head import EvidenceHeads, Kind, Trees, heads_for
-from geolabel.seams import Spans, drop_small, join
+from geolabel.spans import Spans, drop_small, join
 from geolabel.tiles import TileGrid, Window, extent
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 

@@ -33,7 +33,7 @@ from geolabel.io.read.fingerprints import check_apart, fingerprint
 from geolabel.io.read.scenes import SceneReader
 from geolabel.parts import Recipe
 from geolabel.polygons import covered_areas
-from geolabel.seams import Spans, largest, pixel_sums, total
+from geolabel.spans import Spans, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
 

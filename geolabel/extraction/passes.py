@@ -23,13 +23,13 @@ from geolabel.errors import TileError
 from geolabel.extraction import activation_maps
 from geolabel.extraction.activation_maps import Tiles, blend_activation, class_probability, reach, validity
 from geolabel.extraction.plan import Plan, PromptedWindow, Run
-from geolabel.io.store import Store
+from geolabel.io.records import Store
 from geolabel.labelers import classes_of, follow_activation, most_alike
 from geolabel.masks import FULL, ClassedMasks, Masks
 from geolabel.mosaic import Layers
 from geolabel.parts import EverythingRecipe
 from geolabel.prompts import Prompts
-from geolabel.seams import Spans, pixel_sums
+from geolabel.spans import Spans, pixel_sums
 from geolabel.tiles import Window, extent, strips
 from geolabel.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 

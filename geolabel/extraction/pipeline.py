@@ -28,7 +28,7 @@ from geolabel.io.read.scene_mosaic import NO_SCENE, SceneMosaic, common_date, sc
 from geolabel.prompters import centroid_outside, shape_prompts
 from geolabel.prompts import Prompts
 from geolabel.resampling import axes
-from geolabel.seams import Shapes, Spans, join, largest
+from geolabel.spans import Shapes, Spans, join, largest
 from geolabel.tiles import TileGrid, Window
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array
 

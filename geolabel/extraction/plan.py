@@ -24,7 +24,7 @@ from geolabel.types import BoolArray
 
 if TYPE_CHECKING:
     from geolabel.io.read.scenes import SceneReader
-    from geolabel.io.store import Store
+    from geolabel.io.records import Store
 
 log = logging.getLogger(__name__)
 

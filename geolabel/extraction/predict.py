@@ -29,8 +29,8 @@ from geolabel.extraction.scene_groups import SceneGroups, prepare_scenes
 from geolabel.extraction.work import Report, asks_localizer, under_way, work_on
 from geolabel.io.read.scene_inputs import list_scenes
 from geolabel.io.read.scores import ScoreRaster
+from geolabel.io.records import Store
 from geolabel.io.storage import storage_at
-from geolabel.io.store import Store
 from geolabel.masks import FULL, OUTSIDE
 from geolabel.parts import EverythingRecipe
 from geolabel.prompts import Prompts

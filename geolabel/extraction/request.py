@@ -333,7 +333,7 @@ class SceneMethod:
 class ContourMethod(ApsamScenes, SceneMethod):
     """APSAM over scenes, and what is done unless another method is chosen: box and centroid of every region.
 
-    The activation floor is what suits the localizer, see `geolabel.models.measured`; the published method has none, 0.
+    The activation floor is that of the localizer, see `geolabel.models.defaults`; the published method has none, 0.
     """
 
     name = "apsam"

@@ -37,7 +37,7 @@ from geolabel.models.confidence import confidence_of
 from geolabel.models.evidence_head import with_evidence
 from geolabel.parsing import parse_json
 from geolabel.prompts import FRESH
-from geolabel.seams import connected
+from geolabel.spans import connected
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from geolabel.io.read.scene_mosaic import SceneLayer, SceneMosaic, scene_mosaic_
 from geolabel.io.read.scenes import SceneReader
 from geolabel.io.read.tile_urls import CRS as MAP_TILES_CRS
 from geolabel.io.read.tile_urls import is_map_tiles
-from geolabel.models import measured
+from geolabel.models import measured_accuracy
 from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid, Scene, span
@@ -207,7 +207,7 @@ def _findings(plans: Sequence[Plan]) -> list[tuple[str, str]]:
 def _cautions(plans: Sequence[Plan]) -> list[str]:
     """What was measured of the networks at these sizes of pixels, where that is a reason for caution; each once."""
     texts = [
-        measured.caution(
+        measured_accuracy.caution(
             max(plan.reader.scene.grid.gsd, plan.grid.gsd),  # finer scenes are reduced to what the networks know
             {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)},
         )

@@ -42,15 +42,15 @@ from geolabel.extraction.scene_groups import check_dst_crs, parse_crs, prepare
 from geolabel.extraction.work import Report, Work, under_way
 from geolabel.io.columns import MEASURED, SEGMENT_COLUMNS
 from geolabel.io.read.review import Carried
-from geolabel.io.store import Store
+from geolabel.io.records import Store
 from geolabel.io.write.vectors import write_segments
 from geolabel.masks import EDGE, Filters
 from geolabel.models.defaults import BUNDLED, segmenter_defaults
 from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
-from geolabel.seams import Spans, drop_small
 from geolabel.settings.methods import GridSettings
+from geolabel.spans import Spans, drop_small
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, Float64Array, Int64Array
 

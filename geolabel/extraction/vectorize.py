@@ -21,7 +21,7 @@ from geolabel.io.columns import LANDSLIDES, MEASURED, Of
 from geolabel.masks import OUTSIDE
 from geolabel.mosaic import Layers
 from geolabel.scene import Grid
-from geolabel.seams import Spans, drop_small, holes, join, largest, pixel_sums, total
+from geolabel.spans import Spans, drop_small, holes, join, largest, pixel_sums, total
 from geolabel.splitting import split_at_necks
 from geolabel.tiles import BlockGrid, Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array

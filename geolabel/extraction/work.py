@@ -24,7 +24,7 @@ from geolabel.extraction.plan import Plan, PromptedWindow, Run
 from geolabel.io.read.fingerprints import check_apart, fingerprint
 from geolabel.io.read.scene_mosaic import scene_mosaic_of
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.store import Store
+from geolabel.io.records import Store
 from geolabel.prompts import Prompts
 
 _UNCOUNTED = ("found", "dense", "seconds", "pixels", "area_km2", "masked_share", "tasks", "tasks_kept", "peak_bytes")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geolabel.errors import WeightsError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol, TypeVar
 from uuid import uuid4
 
 from geolabel.errors import OptionError, OutputError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.parsing import check_regular
 from geolabel.urls import path_of
 

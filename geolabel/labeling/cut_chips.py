@@ -23,7 +23,7 @@ from geolabel.folders import check_folder, claim, replacing_folder
 from geolabel.io.read.fingerprints import fingerprint
 from geolabel.io.read.masks import hidden_share, open_masks
 from geolabel.io.read.scenes import SceneReader
-from geolabel.io.store import Store
+from geolabel.io.records import Store
 from geolabel.io.write.rasters import write_geotiff
 from geolabel.labeling.reference_labels import Truth, read_truth
 from geolabel.labels import IGNORE

@@ -24,11 +24,11 @@ from geolabel.engine import executors, worker
 from geolabel.engine.tasks import Effort, Pass, Progress, Work
 from geolabel.errors import WeightsError
 from geolabel.folders import promise, written_elsewhere
+from geolabel.image_files import picture_size
 from geolabel.labels import BACKGROUND, LabelMap
 from geolabel.models import loading
 from geolabel.models.checkpoint import IMAGE_LABELS, load_localizer, read_info
 from geolabel.parts import Localizer, Pipeline, Recipe
-from geolabel.pictures import picture_size
 from geolabel.types import BoolArray, UInt8Array
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True, pamr: bool = Fals
     multiscale
         Whether the maps of four scales and of mirrored chips are summed, as in released code of this family.
     pamr
-        Whether maps are moved to the edges of the image; see `geolabel.models.refined.Pamr`.
+        Whether maps are moved to the edges of the image; see `geolabel.models.refinement.Pamr`.
 
     Raises
     ------
@@ -284,7 +284,7 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True, pamr: bool = Fals
         If its file holds something else.
     """
     from geolabel.models.multiscale import SCALES, MapModule, MultiscaleLocalizer
-    from geolabel.models.refined import PamrLocalizer
+    from geolabel.models.refinement import PamrLocalizer
 
     path = loading.file_of(recipe)
     network: PyramidLocalizer | Classifier | MapModule

@@ -25,7 +25,8 @@ from geolabel.engine import executors, worker
 from geolabel.engine.tasks import Effort, Pass, Progress, Work
 from geolabel.errors import ChipError, OutputError
 from geolabel.folders import check_folder, promise, written_elsewhere
-from geolabel.io.store import Store
+from geolabel.image_files import open_picture
+from geolabel.io.records import Store
 from geolabel.labelers import paint, passes_gate
 from geolabel.labels import LabelMap, highest_wins, smallest_wins
 from geolabel.masks import FeaturedMasks, Filters, Masks
@@ -33,7 +34,6 @@ from geolabel.models import loading
 from geolabel.mosaic import NO_MASK
 from geolabel.outputs import saving
 from geolabel.parts import EverythingRecipe, Recipe, Segmenter, SegmenterRecipe
-from geolabel.pictures import open_picture
 from geolabel.prompters import GridPrompter
 from geolabel.tiles import TileGrid
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array

@@ -11,7 +11,7 @@ Anything Model". Its steps and where they are:
 
 The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
 some 900 px wide. A landslide that fills its image goes with them, so the share is larger where the segmenter's tiles
-are smaller: see `geolabel.models.measured`.
+are smaller: see `geolabel.models.defaults`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ PAPER = Settings(selection="best_iou", agreed=False)
 
 
 def with_defaults(settings: Settings, networks: Networks) -> Settings:
-    """The settings with what suits the segmenter instead of None; see `geolabel.models.measured`."""
+    """The settings with what suits the segmenter instead of None; see `geolabel.models.defaults`."""
     suits = segmenter_defaults(networks.sam)
     selection = suits.selection if settings.selection is None else settings.selection
     return replace(settings, selection=selection, agreed=suits.agreed if settings.agreed is None else settings.agreed)

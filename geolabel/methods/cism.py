@@ -5,7 +5,7 @@ Its equations and where they are:
 
 * eq. 1 to 17, prototypes, similarity, class vectors: `geolabel.training.cism`
 * eq. 18 to 27, losses: `geolabel.training.cism`
-* the last step, dense CRF, where it is asked for, and pixels to classes: `geolabel.models.refined`,
+* the last step, dense CRF, where it is asked for, and pixels to classes: `geolabel.models.refinement`,
   `geolabel.labelers.ThresholdLabeler`
 
 With one class, the secondary classification is void and all images are of one group; common and non-common semantics
@@ -47,7 +47,7 @@ def pipeline(localizer: Localizer, settings: Settings, device: str = "cpu") -> P
     if settings.crf and not threshold:
         raise OptionError("a dense CRF of the map needs a background: give an --activation-threshold above 0")
     if settings.crf:
-        from geolabel.models.refined import RefinedLocalizer
+        from geolabel.models.refinement import RefinedLocalizer
 
         localizer = RefinedLocalizer(localizer, threshold, jointly=True, device=device)
     return Pipeline(localizer, NoPrompts(), NoMasks(), ThresholdLabeler(threshold))

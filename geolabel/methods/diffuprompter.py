@@ -7,7 +7,7 @@ with Foundation Models", Remote Sensing 16, 2004. No code of the authors is know
 * eq. 1 and 3, cross-attention: `geolabel.models.diffusion.AttentionRecorder`
 * eq. 4, the pyramid and Norm: `geolabel.models.diffusion.combined` and `stretched`
 * eq. 5 to 9, LSAD: `geolabel.models.diffusion.noisy` and `DiffusionLocalizer`
-* eq. 10, the threshold and the dense CRF: `geolabel.models.refined`
+* eq. 10, the threshold and the dense CRF: `geolabel.models.refinement`
 * box and centroid of every component: `geolabel.prompters.ContourPrompter`
 * eq. 2, the segmenter: `geolabel.models.everything`, which keeps all its candidates
 * the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
@@ -41,7 +41,7 @@ from geolabel.masks import Selection
 from geolabel.models import diffusion_files
 from geolabel.models.concept_maps import ConceptLocalizer
 from geolabel.models.diffusion import DiffusionLocalizer
-from geolabel.models.refined import RefinedLocalizer
+from geolabel.models.refinement import RefinedLocalizer
 from geolabel.models.tuning import SCENE_TILE, uncompiled
 from geolabel.parts import (
     DiffusionRecipe,

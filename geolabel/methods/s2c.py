@@ -41,8 +41,8 @@ from geolabel.models.sam import FittingSegmenter
 from geolabel.parts import Localizer, Pipeline, Recipe, Segmenter
 from geolabel.prompters import PeakPrompter
 from geolabel.prompts import FOREGROUND, PADDING, Prompts
-from geolabel.seams import Spans
 from geolabel.settings.methods import S2cChips, S2cScenes
+from geolabel.spans import Spans
 from geolabel.tiles import Window
 from geolabel.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
 

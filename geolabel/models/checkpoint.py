@@ -304,7 +304,7 @@ def load_official(path: Path, expected: str = "") -> Sam:
     if expected not in ("", name):
         raise WeightsError(f"{path} holds {name}, but {expected} was requested: give --sam {name}")
     if name == MOBILE:
-        from geolabel.models.nets.mobile import build_mobile_sam, renamed
+        from geolabel.models.nets.mobile_sam import build_mobile_sam, renamed
 
         sam, state = build_mobile_sam(), renamed(state)
     else:

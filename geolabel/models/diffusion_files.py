@@ -14,7 +14,7 @@ from geolabel.concepts import Grounding
 from geolabel.errors import WeightsError, require
 from geolabel.models import hub
 from geolabel.models.diffusion import DiffusionLocalizer, DiffusionNetworks
-from geolabel.models.refined import RefinedLocalizer
+from geolabel.models.refinement import RefinedLocalizer
 from geolabel.parts import DiffusionRecipe, Localizer, Recipe
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"

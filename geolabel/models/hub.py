@@ -22,7 +22,7 @@ from typing import Any
 
 from geolabel.errors import Extra, WeightsError, require
 from geolabel.io.downloads import offline, sha256
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.parsing import read_json
 
 log = logging.getLogger(__name__)

@@ -26,10 +26,7 @@ from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.models.nets.sam import LOW_RES_STRIDE
 from geolabel.models.nets.trunk import IMAGENET_MEAN, IMAGENET_STD, LiteTrunk, load_trunk
 from geolabel.training import localizer_objective, segmenter_objective
-from geolabel.training.cards import write_card
-from geolabel.training.fit import STATE, Objective, Schedule, fit
-from geolabel.training.localizer_objective import GATE, STRENGTH, Judged, LocalizerObjective
-from geolabel.training.pictures import (
+from geolabel.training.bundled_data import (
     REPORTED,
     SUFFIXES,
     Picture,
@@ -38,6 +35,9 @@ from geolabel.training.pictures import (
     seen_at,
     synthetic_pictures,
 )
+from geolabel.training.cards import write_card
+from geolabel.training.fit import STATE, Objective, Schedule, fit
+from geolabel.training.localizer_objective import GATE, STRENGTH, Judged, LocalizerObjective
 from geolabel.training.samples import Changes, Sampling
 from geolabel.training.segmenter_objective import SegmenterObjective
 

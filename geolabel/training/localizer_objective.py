@@ -15,8 +15,8 @@ from geolabel.activation import LEVELS
 from geolabel.models.nets.localizer import PyramidLocalizer
 from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
+from geolabel.training.bundled_data import UNKNOWN, Picture
 from geolabel.training.losses import cover_loss, dice_loss, gate_loss, window_logits
-from geolabel.training.pictures import UNKNOWN, Picture
 from geolabel.training.samples import Changes, Sampling, draw, generator, in_cells, lay_together, to_tensor
 from geolabel.types import BoolArray, Float32Array, Float64Array, UInt8Array
 

@@ -19,7 +19,7 @@ from geolabel.engine.tasks import Progress
 from geolabel.errors import OptionError, TrainingError, WeightsError
 from geolabel.extraction.request import Networks
 from geolabel.io.downloads import offline
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.labelers import ConfidenceLabeler
 from geolabel.labeling.regions import segment_maps
 from geolabel.models import registry

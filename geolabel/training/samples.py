@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from geolabel.tiles import mirrored
+from geolabel.training.bundled_data import Picture, on_slides
 from geolabel.training.colours import coarsen, recolour, repaint, tint
-from geolabel.training.pictures import Picture, on_slides
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array, UInt16Array
 
 

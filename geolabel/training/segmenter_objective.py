@@ -21,8 +21,8 @@ from geolabel.devices import exact
 from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
 from geolabel.synthetic import CLASSES
 from geolabel.synthetic.cover import LANDSLIDE
+from geolabel.training.bundled_data import UNKNOWN
 from geolabel.training.losses import best_candidate, cover_loss, dice_loss, focal_loss, mask_iou
-from geolabel.training.pictures import UNKNOWN
 from geolabel.training.samples import Sample, Sampling, draw, generator, in_cells
 from geolabel.types import BoolArray, Float64Array
 

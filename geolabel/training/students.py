@@ -22,7 +22,7 @@ from geolabel.datasets.examples import Examples, Painted, PaintedExamples, Paint
 from geolabel.datasets.pseudo_labels import PseudoLabels
 from geolabel.errors import ChipError, OptionError, TrainingError, WeightsError
 from geolabel.io.downloads import offline
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.labels import IGNORE
 from geolabel.metrics import class_figures, count_pixels
 from geolabel.models.checkpoint import NetworkInfo

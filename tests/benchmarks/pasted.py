@@ -23,8 +23,8 @@ from scipy import ndimage
 from geolabel.evaluation.examples import Example, Split, outlined, without_landslides
 from geolabel.evaluation.scenes import example_grid, write_scene
 from geolabel.io.write.rasters import write_geotiff
+from geolabel.training.bundled_data import SUFFIXES, is_reported, read_image
 from geolabel.training.colours import jpeg
-from geolabel.training.pictures import SUFFIXES, is_reported, read_image
 from geolabel.types import BoolArray, UInt8Array
 
 SIDE = 1024

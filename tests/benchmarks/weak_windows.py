@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from geolabel.errors import OptionError
-from geolabel.training.pictures import REPORTED, SUFFIXES, is_reported, read_image, stretch
+from geolabel.training.bundled_data import REPORTED, SUFFIXES, is_reported, read_image, stretch
 from geolabel.types import UInt8Array
 
 SIDE = 320

@@ -27,7 +27,7 @@ from rasterio.io import MemoryFile
 from geolabel.bands import COLOURS, PLANET, PLANET_BANDS
 from geolabel.errors import SceneError
 from geolabel.io.read import formats
-from geolabel.io.read.descriptions import DTYPES, Checked
+from geolabel.io.read.vrt import DTYPES, Checked
 from geolabel.parsing import check_regular
 
 if TYPE_CHECKING:

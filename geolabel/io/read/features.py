@@ -18,7 +18,7 @@ import shapely
 from geolabel.errors import VectorError
 from geolabel.geodesy import near, reproject, unwrapped
 from geolabel.io.columns import LANDSLIDE_COLUMNS, short_names
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.prompt_layers import asked_elsewhere, gather_prompts
 from geolabel.io.read.vector_files import vector_file
 from geolabel.io.written import PROMPT_LAYERS, mark_changes, read_written

@@ -30,7 +30,7 @@ from rasterio.errors import RasterioError
 
 from geolabel.errors import SceneError
 from geolabel.io import storage
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.parsing import check_regular, exists
 from geolabel.urls import without_secrets
 

@@ -13,7 +13,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from geolabel.errors import OutputError, SceneError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.read.map_tiles import MapTiles
 from geolabel.io.read.opening import files_of, is_remote
 from geolabel.io.read.scene_mosaic import scene_mosaic_of

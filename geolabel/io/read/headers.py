@@ -17,7 +17,7 @@ from rasterio.errors import CRSError
 
 from geolabel.bands import is_alpha
 from geolabel.errors import SceneError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.scene import Grid
 
 DATE_TAGS = (

@@ -20,7 +20,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.read.opening import reading
 from geolabel.labels import IGNORE
 from geolabel.scene import Grid

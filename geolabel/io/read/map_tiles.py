@@ -26,12 +26,12 @@ import pyproj
 from affine import Affine
 
 from geolabel.errors import OptionError, SceneError
-from geolabel.io.foreign import in_words
+from geolabel.image_files import open_picture
+from geolabel.io.error_messages import in_words
 from geolabel.io.read import tile_cache
 from geolabel.io.read.headers import Header
 from geolabel.io.read.tile_urls import CRS, HALF_M, RADIUS_M, SIZES, Template, template_of
 from geolabel.parsing import check_metres
-from geolabel.pictures import open_picture
 from geolabel.scene import SAME_GSD
 from geolabel.tiles import Window
 from geolabel.types import BoolArray, UInt8Array

@@ -1,7 +1,7 @@
 """Open untrusted rasters: no code runs, memory is bounded, and only the named files are read.
 
 All rasters are opened here. A raster that contains its own pixels is opened with the driver of its format
-(`geolabel.io.read.formats`), a VRT as a checked copy (`geolabel.io.read.descriptions`), and a folder or archive of
+(`geolabel.io.read.formats`), a VRT as a checked copy (`geolabel.io.read.vrt`), and a folder or archive of
 bands as a virtual raster over them (`geolabel.io.read.deliveries`). Block sizes and band counts are checked for all.
 """
 
@@ -20,8 +20,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geolabel.io.read import files
 from geolabel.io.read.deliveries import as_vrt, find_delivery
-from geolabel.io.read.descriptions import Checked, checked_vrt, is_vrt
 from geolabel.io.read.formats import check_size, open_pixels
+from geolabel.io.read.vrt import Checked, checked_vrt, is_vrt
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader

@@ -17,7 +17,7 @@ import numpy as np
 
 from geolabel.bands import choose_bands
 from geolabel.errors import SceneError, TileError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.read.arrays import ArraySource
 from geolabel.io.read.headers import Header, doubts, event_date_of, grid_of
 from geolabel.io.read.sources import FileSource, Source, Upright

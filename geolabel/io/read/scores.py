@@ -19,7 +19,7 @@ from geolabel.masks import FULL
 from geolabel.mosaic import Layers, mark_outside
 from geolabel.nodata import FEW_VALUES
 from geolabel.scene import Grid
-from geolabel.seams import Spans
+from geolabel.spans import Spans
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
 

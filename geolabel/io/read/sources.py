@@ -25,7 +25,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import SceneError
-from geolabel.io.foreign import UNREADABLE, in_words
+from geolabel.io.error_messages import UNREADABLE, in_words
 from geolabel.io.read import files
 from geolabel.io.read.headers import Header, chosen_time, crs_beside, to_pyproj
 from geolabel.io.read.opening import is_remote, open_raster, settings

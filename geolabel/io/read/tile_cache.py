@@ -20,7 +20,7 @@ from uuid import uuid4
 from geolabel import __version__
 from geolabel.errors import SceneError
 from geolabel.io.downloads import cache_folder, offline
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.read import files
 from geolabel.urls import without_secrets
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from geolabel.errors import SceneError, VectorError
 from geolabel.io.databases import quoted, reading_database
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.read import files
 from geolabel.io.read.geoparquet import read_geoparquet
 from geolabel.parsing import parse_json, parse_xml

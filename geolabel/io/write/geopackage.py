@@ -30,7 +30,7 @@ import shapely
 from geolabel.errors import OutputError
 from geolabel.io.columns import COLUMNS, DERIVED, WINDOWS, Kind
 from geolabel.io.databases import limit_steps, quoted, reading_database
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.written import TABLE as WRITTEN_TABLE
 from geolabel.io.written import Written, add_written, insert_written, plain
 from geolabel.parsing import check_regular, parse_json

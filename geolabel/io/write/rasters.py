@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from geolabel.errors import OutputError
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.read.headers import PRODUCT
 from geolabel.labels import BACKGROUND
 from geolabel.masks import FULL

@@ -30,7 +30,7 @@ from geolabel.io.columns import (
     WINDOW_COLUMNS,
     Kind,
 )
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
 from geolabel.io.read.features import layer_info, spatial_layers
 from geolabel.io.read.geoparquet import PROVENANCE, metadata_of

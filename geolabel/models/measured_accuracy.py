@@ -113,7 +113,7 @@ class Measured:
     def markdown(self) -> str:
         """All sets as a table, for the README."""
         lines = [
-            "| real scenes not used in training | pixels | F1 of geolabel | best threshold on colour |",
+            "| real scenes that no training saw | pixels | F1 of geolabel | best threshold on colour |",
             "|---|---|---|---|",
         ]
         for one in sorted(self.sets, key=lambda one: one.gsd_m):

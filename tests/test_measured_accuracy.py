@@ -15,8 +15,8 @@ import geolabel
 from geolabel.errors import WeightsError
 from geolabel.evaluation.cards import figures_of_sets
 from geolabel.evaluation.steps import OURS, Measurement, Section
-from geolabel.models import loading, measured
-from geolabel.models.measured import Measured, SetFigures, load_measured, save_measured
+from geolabel.models import loading, measured_accuracy
+from geolabel.models.measured_accuracy import Measured, SetFigures, load_measured, save_measured
 
 FINE = SetFigures("fine", (0.2, 0.9), 0.67, {"Otsu on excess green": 0.43})
 COARSE = SetFigures("coarse", (3.0, 3.0), 0.07, {"Otsu on excess green": 0.35, "Otsu on brightness": 0.3}, 24, 477, 0.0)
@@ -64,13 +64,13 @@ def test_a_file_without_figures_is_an_error(tmp_path: Path, text: str) -> None:
 
 
 def test_the_figures_that_ship_are_of_the_networks_that_ship() -> None:
-    found = measured.of_bundled()
+    found = measured_accuracy.of_bundled()
     recipes = [loading.recipe(role, "bundled", device="cpu") for role in ("localizer", "segmenter")]
     held = {recipe.role: recipe.sha256 for recipe in recipes}
     assert dict(found.networks) == held, "measure again: geolabel bench quality, then geolabel bench card"
     assert found.sets
-    assert measured.caution(0.5, held) == found.caution(0.5)
-    assert measured.caution(3.0, held | {"segmenter": "0" * 64}) is None, "nothing is known of other networks"
+    assert measured_accuracy.caution(0.5, held) == found.caution(0.5)
+    assert measured_accuracy.caution(3.0, held | {"segmenter": "0" * 64}) is None, "nothing is known of other networks"
 
 
 def test_figures_come_from_the_table_of_the_bench() -> None:
@@ -119,7 +119,7 @@ def test_a_run_says_what_is_known_of_its_pixels(
         asked.append(round(gsd, 2))
         return "take care" if gsd > 1 else None
 
-    monkeypatch.setattr(measured, "caution", caution)
+    monkeypatch.setattr(measured_accuracy, "caution", caution)
     for gsd, scale in ((0.05, 0.05), (3.0, 3.0)):
         path = tmp_path / f"{gsd}.tif"
         profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "height": 64, "width": 64, "crs": "EPSG:32648"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from geolabel.seams import Shapes, Spans, connected, drop_small, holes, join, largest, pixel_sums, total
+from geolabel.spans import Shapes, Spans, connected, drop_small, holes, join, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
 
 ALL_EIGHT = np.ones((3, 3), int)

@@ -31,8 +31,8 @@ from skimage.segmentation import felzenszwalb
 
 from geolabel import synthetic
 from geolabel.errors import OptionError
+from geolabel.image_files import open_picture
 from geolabel.outputs import replacing
-from geolabel.pictures import open_picture
 from geolabel.radiometry import Stretch
 from geolabel.synthetic import synthesize
 from geolabel.synthetic.cover import LANDSLIDE

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from geolabel.errors import OutputError
-from geolabel.io.store import Store
+from geolabel.io.records import Store
 
 RECORD = {
     "scores": np.arange(12, dtype=np.uint8).reshape(3, 4),

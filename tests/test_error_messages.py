@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioError, RasterioIOError
 
-from geolabel.io.foreign import in_words
+from geolabel.io.error_messages import in_words
 
 POOL = "HTTPSConnectionPool(host='x', port=443)"
 
