@@ -69,9 +69,9 @@ def of_place(figures: Figures, output: str | None) -> dict[str, str]:
     """Rows on one place; `figures` are those of `geolabel.explain`."""
     rows = {"verdict": figures["verdict"], "why": figures["why"]}
     if "activation" in figures:
-        floor = figures["activation_floor"]
-        rows["activation"] = f"{figures['activation']} of 255; threshold {figures['activation_threshold']}" + (
-            f", floor {floor}" if floor else ""
+        threshold, floor = figures["activation_threshold"], figures["activation_floor"]
+        rows["activation"] = f"{figures['activation']} of 255" + (
+            "" if threshold is None else f"; threshold {threshold}" + (f", floor {floor}" if floor else "")
         )
         rows["probability"] = f"{figures['probability']:.2f}; gate {figures['gate']:g}"
     rows["prompts"] = str(len(figures["prompts"]))

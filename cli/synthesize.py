@@ -10,6 +10,7 @@ import click
 
 from . import options
 from .commands import command, option
+from .inputs import check_outputs
 from .terminal import announce, loading
 
 
@@ -76,6 +77,7 @@ def synthesize(ctx: click.Context, /, scene: str, size: str, as_json: bool, **gi
     geolabel synthesize scene.tif --pair
     """
     height, width = _parse_size(size)
+    check_outputs(scene, overwrite=given["overwrite"])
     with loading(ctx, f"making a scene of {height} x {width} px"):
         from geolabel.labeling.synthesize import SceneFiles
         from geolabel.labeling.synthesize import synthesize as run_synthesize

@@ -20,13 +20,18 @@ from scipy import ndimage
 
 import geolabel
 from geolabel.cli.main import run
+from geolabel.cli.summary import of_place
 from geolabel.engine import worker
 from geolabel.errors import OptionError, OutputError
-from geolabel.extraction.request import ContourMethod, Networks, Parameters
+from geolabel.extraction.activation_maps import likely_activation
+from geolabel.extraction.plan import Run
+from geolabel.extraction.request import ContourMethod, Networks, Parameters, SceneMethod
 from geolabel.masks import Masks
 from geolabel.parsing import Measure
+from geolabel.parts import NoSegmenterRecipe, Recipe
 from geolabel.prompts import Prompts
 from geolabel.testing import RECIPES, FakeLocalizer
+from geolabel.tiles import Window
 from geolabel.types import UInt8Array
 
 UTM = Affine(0.5, 0, 500_000, 0, -0.5, 3_000_000)
@@ -59,6 +64,19 @@ class BrightSegmenter:
             scores[k, y0:y1, x0:x1] = np.where(part > 120, np.minimum(part, 250), 20)
         good = np.full(len(prompts), 0.9, np.float32)
         return Masks(scores, good, good, prompts.ids, np.zeros(len(prompts), np.int64))
+
+
+class DenseMethod(SceneMethod):
+    """The activation is the score."""
+
+    name = "cism"
+    dense = True
+
+    def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
+        return RECIPES[0], NoSegmenterRecipe()
+
+    def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
+        return likely_activation(run, window, class_id, self.gate)
 
 
 @pytest.fixture
@@ -219,3 +237,13 @@ def test_the_command_says_what_decides(
     assert "--overwrite replaces the picture: give its name with --out" in capsys.readouterr().err
     assert run(["explain", str(scene), "--at", "5", *options]) == 2
     assert "give two numbers, X,Y" in capsys.readouterr().err
+
+
+def test_maps_that_are_scores_have_no_threshold_of_the_activation(scene: Path, slide: tuple[float, float]) -> None:
+    dense = replace(PARAMETERS, method=DenseMethod())
+    found = explain(scene, slide, dense)
+    assert found["verdict"] == "landslide"
+    assert found["activation"] > 120
+    assert (found["activation_threshold"], found["activation_floor"]) == (None, None)
+    assert of_place(found, None)["activation"] == f"{found['activation']} of 255"
+    assert "threshold 120" in of_place(explain(scene, slide), None)["activation"]

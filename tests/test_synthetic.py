@@ -228,6 +228,13 @@ def test_overviews_mix_no_labels(written):
     assert np.array_equal(coarse, synthesize((600, 250), 0.3, 3).classes[::2, ::2])
 
 
+def test_a_folder_that_is_missing_is_refused_before_anything_is_said(tmp_path):
+    found = CliRunner().invoke(command, [str(tmp_path / "missing" / "scene.tif")])
+    assert isinstance(found.exception, OutputError)
+    assert "the folder" in str(found.exception)
+    assert found.output == ""
+
+
 def test_outlines_are_exact(written):
     found = gpd.read_file(written["truth"], layer="landslides")
     scene = synthesize((600, 250), 0.3, 3)

@@ -284,8 +284,8 @@ class _Found:
             figures |= {
                 "class": self.localized.class_name,
                 "activation": self.localized.activation,
-                "activation_threshold": method.activation_threshold,
-                "activation_floor": method.activation_floor,
+                "activation_threshold": None if method.dense else method.activation_threshold,
+                "activation_floor": None if method.dense else method.activation_floor,
                 "probability": round(self.localized.probability, 4),
                 "gate": method.gate,
             }

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import timm
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -227,11 +226,6 @@ _INVERTED = {
     "project_conv": "conv_pwl",
     "bn2": "bn3",
 }
-
-
-def read_wheel(path: Path, variant: str) -> dict[str, Tensor]:
-    """Read and convert the file of a wheel; nothing is unpickled but tensors."""
-    return convert(torch.load(path, map_location="cpu", weights_only=True), variant)
 
 
 def load_trunk(variant: str) -> dict[str, Tensor]:
