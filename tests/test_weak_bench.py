@@ -316,6 +316,8 @@ def test_studies_of_pseudo_labels(name: str, folder: Path, tmp_path: Path, monke
         assert figures["both"]["over point"] == pytest.approx(over)
         assert figures["both"]["from"] <= over <= figures["both"]["to"]
         assert "over point" not in figures["point"]
+        assert figures["both of masks"]["IoU"] >= figures["both"]["IoU"]
+        assert "IoU in the paper" not in figures["both of masks"]
     if name == "everything":
         assert figures["everything"]["masks"] == 64
         assert figures["both"]["IoU"] > figures["everything"]["IoU"]

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from geolabel.chips import ChipSubset, split
+from geolabel.activation import Activation
+from geolabel.chips import Chip, ChipSubset, split
 from geolabel.datasets.chips import ChipDataset
 from geolabel.engine import worker
 from geolabel.engine.tasks import Progress, Silent
@@ -46,7 +47,7 @@ from geolabel.prompters import GridPrompter
 from geolabel.training import localizers
 from geolabel.training.cism import CismTerms
 from geolabel.training.presets import Method, PresetName
-from geolabel.training.s2c import S2cTerms
+from geolabel.training.s2c import Given, S2cTerms
 from geolabel.training.train import train
 
 Figures = dict[str, float]
@@ -197,7 +198,10 @@ class Study:
             return {name: partial(self._labelled, settings) for name, settings in cut.items()}
         if self.name == "prompts":
             kinds: tuple[Literal["point", "box", "both"], ...] = ("point", "box", "both")
-            return {kind: partial(self._labelled, replace(apsam.PAPER, prompts=kind)) for kind in kinds}
+            asked = {kind: replace(apsam.PAPER, prompts=kind) for kind in kinds}
+            of_maps = {kind: partial(self._labelled, settings) for kind, settings in asked.items()}
+            of_masks = partial(self._labelled, of_masks=True)
+            return of_maps | {f"{kind} of masks": partial(of_masks, settings) for kind, settings in asked.items()}
         return {"everything": self._everything, "both": partial(self._labelled, apsam.PAPER)}
 
     def run(self) -> Section:
@@ -252,14 +256,18 @@ class Study:
     def _shown(self) -> Iterator[Any]:
         return (self.chips.chip(int(k)) for k in np.flatnonzero(self.chips.labels.any(axis=1)))
 
-    def _labelled(self, settings: apsam.Settings) -> dict[str, Any]:
-        """Figures of pseudo-labels of the chips that show a class."""
-        recipe = loading.recipe("localizer", self.localizer, batch=1, **self._place())
+    def _labelled(self, settings: apsam.Settings, *, of_masks: bool = False) -> dict[str, Any]:
+        """Figures of pseudo-labels of the chips that show a class, whose prompts are those of maps or of masks."""
         segmenter = worker.segmenter(self.networks.recipes(settings.selection or "best_iou")[1])
-        locate = chip_localizer(recipe, multiscale=not self.single_scale, pamr=self.pamr)
-        label = ActivatedLabels(locate, lambda of: apsam.pipeline(of, segmenter, settings))
+        compose = partial(apsam.pipeline, segmenter=segmenter, settings=settings)
         shown = self.chips.part(np.any(self.chips.labels, axis=1))
-        found = label_scores(lambda chip: label(chip.rgb, chip.labels).values, shown)
+        if of_masks:
+            found = label_scores(lambda chip: compose(_mask_maps(chip, shown.classes))(chip.rgb).values, shown)
+        else:
+            recipe = loading.recipe("localizer", self.localizer, batch=1, **self._place())
+            locate = chip_localizer(recipe, multiscale=not self.single_scale, pamr=self.pamr)
+            label = ActivatedLabels(locate, compose)
+            found = label_scores(lambda chip: label(chip.rgb, chip.labels).values, shown)
         return _figures(found) | {_CHIPS: found["ious"]}
 
     def _everything(self) -> Figures:
@@ -324,6 +332,12 @@ class Study:
     def _place(self) -> dict[str, Any]:
         device, precision = worker.device_and_precision(self.networks.device, self.networks.precision)
         return {"device": device, "precision": precision}
+
+
+def _mask_maps(chip: Chip, classes: tuple[str, ...]) -> Given:
+    """The masks of a chip as maps that no localizer could improve on."""
+    values = np.stack([chip.mask == c + 1 for c in range(len(classes))]).astype(np.float32)
+    return Given([Activation(values, values, values.max(axis=(1, 2)), 1, classes)], classes)
 
 
 def _grid_masks(segmenter: Segmenter, rgb: Any) -> Masks:

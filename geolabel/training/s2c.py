@@ -174,7 +174,7 @@ class S2cTerms:
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """Known activations as a localizer."""
 
     activations: list[Activation]
@@ -184,6 +184,7 @@ class _Given:
     gsd_range: tuple[float, float] = (0.0, float("inf"))
 
     def __call__(self, images: Sequence[UInt8Array]) -> list[Activation]:  # noqa: ARG002
+        """The activations, which are those of the images."""
         return self.activations
 
 
@@ -196,7 +197,7 @@ def prompted_targets(prompter: Prompter, segmenter: Segmenter, labeler: Labeler,
         stride = images[0].shape[0] // maps.shape[-2]
         every = (one for one in maps.float().cpu().numpy())
         given = [Activation(one, np.ones_like(one), one.max(axis=(1, 2)), stride, classes) for one in every]
-        pipeline = Pipeline(_Given([given[k] for k in shown]), prompter, segmenter, labeler)
+        pipeline = Pipeline(Given([given[k] for k in shown]), prompter, segmenter, labeler)
         for k, one in zip(shown, pipeline.many([images[k] for k in shown]) if shown else (), strict=True):
             found[k] = one.values
         return torch.from_numpy(np.stack(found)).long().to(maps.device)
