@@ -249,6 +249,38 @@ def test_what_is_rejected_does_not_return_in_another_shape(scene: Path, tmp_path
     assert not {1, 2, 4, 5, 7, 8} & {*found["id"]}  # other outlines are other landslides
 
 
+def looked_at(path: Path, outlines: gpd.GeoSeries, side: float) -> Path:
+    """A file of squares in the middle of polygons: the first accepted, the second rejected."""
+    squares = shapely.buffer(outlines.centroid.to_numpy(), side / 2, cap_style="square")
+    table = gpd.GeoDataFrame({"status": ["accepted", "rejected"]}, geometry=list(squares), crs=outlines.crs)
+    table.to_file(path, layer="landslides", driver="GPKG")
+    return path
+
+
+def test_a_little_reviewed_ground_is_cut_out_of_a_large_polygon(scene: Path, tmp_path: Path) -> None:
+    """Squares of 16 m2 in landslides of more than 400 m2, then of 144 m2: more than a quarter."""
+    out, mask = tmp_path / "slides.gpkg", tmp_path / "mask.tif"
+    first = extract(scene, tmp_path / "first.gpkg").set_index("id").geometry[[1, 2]]
+    small = looked_at(tmp_path / "small.gpkg", first, 4)
+    found = extract(scene, out, keep_reviewed=small, mask_out=mask)
+    squares = gpd.read_file(small)
+    assert (len(found), len(layers(out)["candidates"]), len(layers(out)["rejected"])) == (7, 2, 1)
+    around = found[found["status"] == "unreviewed"]
+    for whole, square in zip(first, squares.geometry, strict=True):
+        (row,) = around[around.intersects(whole)].itertuples()
+        assert row.geometry.area == pytest.approx(whole.area - 16)
+        assert row.area_m2 == pytest.approx(whole.area - 16, rel=2e-3)
+        assert row.geometry.intersection(square).area == pytest.approx(0, abs=1e-6)
+    with rasterio.open(mask) as opened:
+        accepted, rejected = (opened.read(1)[opened.index(point.x, point.y)] for point in squares.centroid)
+    assert (accepted, rejected) == (1, 0)
+    extract(scene, tmp_path / "again.gpkg", keep_reviewed=out)
+    assert same(out, tmp_path / "again.gpkg")
+    large = looked_at(tmp_path / "large.gpkg", first, 12)
+    extract(scene, out, keep_reviewed=large, overwrite=True, discard_review=True)
+    assert len(layers(out)["candidates"]) == 4
+
+
 def test_a_status_that_is_set_back_is_no_review(scene: Path, tmp_path: Path) -> None:
     path = tmp_path / "slides.gpkg"
     first = extract(scene, path)

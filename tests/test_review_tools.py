@@ -364,6 +364,17 @@ def test_an_archive_that_says_it_wrongly_says_nothing(tmp_path: Path, text: byte
     assert provenance_of(wrong) == {}
 
 
+def test_a_layer_of_changes_replaces_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a.gpkg", FIVE), write(tmp_path / "b.gpkg", FIVE[1:])
+    out = tmp_path / "changes.gpkg"
+    geolabel.diff(one, other, out=out)
+    found = geolabel.diff(other, one, out=out, overwrite=True)
+    assert gpd.read_file(out, layer="changes")["change"].tolist() == found.changes["change"].tolist() == ["added"]
+    gpd.GeoDataFrame(geometry=FIVE[:1], crs=UTM).to_file(other, layer="changes", driver="GPKG")
+    with pytest.raises(OutputError, match=r"what geolabel did not write [(]changes[)]"):
+        geolabel.diff(one, one, out=other, overwrite=True)
+
+
 def test_nothing_is_overwritten_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(write(tmp_path / name, FIVE)) for name in ("a.gpkg", "b.gpkg")]
     assert command(["review", "diff", *paths, "--overwrite"]) == 2

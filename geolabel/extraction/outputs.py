@@ -234,17 +234,23 @@ def _write_mask(result: Result, targets: Targets) -> None:
         classes = [*dict.fromkeys([*plan.classes, *names])] if several else []  # a person may have added some
         labels = [classes.index(name) + 1 if several else 1 for name in names]
         drawn = shapely.STRtree(in_pixels(outlines, plan.grid)), np.asarray(labels, np.uint8)
-        blocks = ((window, _mask(shown, drawn, MosaicSource(run), window)) for window in plan.blocks)
+        ground = reprojected(gpd.GeoDataFrame(geometry=result.cut_out, crs=result.landslides.crs), plan.grid.crs)
+        cut = shapely.STRtree(in_pixels(ground, plan.grid)), np.ones(len(ground), np.uint8)
+        blocks = ((window, _mask(shown, drawn, cut, MosaicSource(run), window)) for window in plan.blocks)
         overwrite = targets.may_replace(targets.mask)
         write_cog(targets.mask, blocks, plan.grid, nodata=OUTSIDE, kind="mask", classes=classes, overwrite=overwrite)
 
 
 def _mask(
-    shown: Objects, drawn: tuple[shapely.STRtree, UInt8Array], mosaic: MosaicSource, window: Window
+    shown: Objects,
+    drawn: tuple[shapely.STRtree, UInt8Array],
+    cut: tuple[shapely.STRtree, UInt8Array],
+    mosaic: MosaicSource,
+    window: Window,
 ) -> UInt8Array:
     """The class of a landslide, found or kept, from 1; 0 outside, 255 where the scene is not valid."""
-    kept = rasterize(*drawn, window)
-    mask = np.where(kept > 0, kept, shown.mask(window))
+    kept, found = rasterize(*drawn, window), shown.mask(window)
+    mask = np.where(kept > 0, kept, np.where(rasterize(*cut, window) > 0, np.zeros_like(found), found))
     mask[mosaic.scores(window) == OUTSIDE] = OUTSIDE
     return mask
 

@@ -217,7 +217,7 @@ def _working_grid(
 ) -> Grid:
     """The scene's grid at the size of pixels that is worked at, cut to the bounds and the area of interest."""
     native, (_, coarsest) = reader.scene.grid, gsd_range
-    if native.gsd > coarsest * MOST_ENLARGED * (1 + SAME_GSD):
+    if working_gsd is None and native.gsd > coarsest * MOST_ENLARGED * (1 + SAME_GSD):
         log.warning(
             "pixels of %.3g m are enlarged %g times, and are still coarser than the %.3g m that the networks know: "
             "landslides less than %.2g m across are rarely found",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
@@ -101,6 +101,8 @@ class Result:
     """What comes from a person's review."""
     left_out: int = 0
     """Polygons that were found on ground that the person has decided about."""
+    cut_out: AnyArray = field(default_factory=lambda: np.zeros(0, object))
+    """Ground that the person has decided about, and that was cut out of polygons that were found around it."""
 
     @property
     def fresh(self) -> frozenset[int]:

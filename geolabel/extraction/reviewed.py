@@ -2,15 +2,16 @@
 
 A person's work comes first. A polygon that the run found is left out if at least half of it is on ground that a person
 has decided about, of whatever class: kept, as it stands in the inventory already, or rejected. If instead it covers at
-least half of such a polygon, and much ground besides, it is a candidate, for the person to see. Two kinds of polygons
-are exempt: those that the reviewed file holds with the same outline and that nobody touched, which keep their numbers;
-and, on rejected ground, those that answer a prompt that was drawn or changed since that file was written.
+least half of such a polygon, and much ground besides, it is a candidate, for the person to see; if less than a quarter
+of it is decided about, that ground is cut out of it instead, and the rest is what it was found as. Two kinds of
+polygons are exempt: those that the reviewed file holds with the same outline and that nobody touched, which keep their
+numbers; and, on rejected ground, those that answer a prompt that was drawn or changed since that file was written.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +36,15 @@ from geolabel.io.read.review import (
 )
 from geolabel.io.write.vectors import Reviewed
 from geolabel.io.written import canonical, plain, read_written
-from geolabel.types import AnyArray, BoolArray
+from geolabel.types import AnyArray, BoolArray, Float64Array
 
 log = logging.getLogger(__name__)
 
 SHARE = 0.5
 """Of a polygon, from which on ground that a person has decided about decides about it."""
+
+LITTLE = 0.25
+"""Of a polygon that covers a decided one, below which that ground is cut out of it: it is mostly new ground."""
 
 
 def _review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None) -> Review | None:
@@ -91,9 +95,12 @@ def with_review(result: Result, review: Review | None) -> Result:
     found = found.sort_values("id", ignore_index=True)
     shapes = np.asarray(found.geometry.to_numpy(), object)
     was = _waiting(review, crs)
-    known = [was.get(shapely.to_wkb(outline)) for outline in canonical(shapes)]
+    share, around, decided = _decided(shapes, answering(found["prompts"], fresh), kept, rejected)
+    cut = around & (share < LITTLE) & np.array([one is None for one in _known(shapes, was)], bool)
+    found = _without(found, cut, decided, unit_m)
+    known = _known(found.geometry.to_numpy(), was)
     again = np.array([one is not None for one in known], bool)
-    inside, around = _decided(shapes, answering(found["prompts"], fresh), kept, rejected)
+    inside = share >= SHARE
     numbers = found["id"].to_numpy(np.int64)
     ids = np.array([one[0] if one is not None else 0 for one in known], np.int64)
     stays = again | ~inside
@@ -101,7 +108,7 @@ def with_review(result: Result, review: Review | None) -> Result:
     ids[new] = np.arange(highest + 1, highest + 1 + new.sum())
     highest += int(new.sum())
     shown = np.array([one is not None and one[1] == "landslides" for one in known], bool)
-    layer = np.where(around & ~shown, "candidates", found[LAYER].to_numpy(object))
+    layer = np.where(around & ~shown & ~cut, "candidates", found[LAYER].to_numpy(object))
     found = found.assign(**{"id": ids, LAYER: layer})[stays]
     columns = LANDSLIDE_COLUMNS | dict(review.columns)
     layers = []
@@ -116,6 +123,7 @@ def with_review(result: Result, review: Review | None) -> Result:
         reviewed=Reviewed(numbered, stacked([rejected], crs, columns), review.columns, highest, looked_in(review, crs)),
         shown=numbers[stays & (layer == "landslides")],
         left_out=int((~stays).sum()),
+        cut_out=decided[cut],
     )
 
 
@@ -155,10 +163,28 @@ def _waiting(review: Review, crs: pyproj.CRS | None) -> dict[bytes, tuple[int, s
     return {shapely.to_wkb(outline): (int(number), layer) for outline, number, layer in rows}
 
 
+def _known(shapes: AnyArray, was: Mapping[bytes, tuple[int, str]]) -> list[tuple[int, str] | None]:
+    """What `_waiting` says of the outlines (K,)."""
+    return [was.get(shapely.to_wkb(outline)) for outline in canonical(shapes)]
+
+
+def _without(found: gpd.GeoDataFrame, cut: BoolArray, decided: AnyArray, unit_m: float | None) -> gpd.GeoDataFrame:
+    """Polygons (K,), some of them without the ground (K,) that is decided about, measured again."""
+    if not cut.any():
+        return found
+    outlines = np.asarray(found.geometry.to_numpy(), object).copy()
+    outlines[cut] = polygons.valid_multipolygons(shapely.difference(outlines[cut], decided[cut]))
+    sizes = geodesy.measure(outlines[cut], found.crs, 1.0 if unit_m is None else unit_m)
+    measured = {name: pd.to_numeric(found[name]).to_numpy(float, copy=True) for name in MEASURED}
+    for name, values in measured.items():
+        values[cut] = getattr(sizes, name)
+    return found.assign(**measured).set_geometry(gpd.GeoSeries(outlines, index=found.index, crs=found.crs))
+
+
 def _decided(
     shapes: AnyArray, answers: BoolArray, kept: gpd.GeoDataFrame, rejected: gpd.GeoDataFrame
-) -> tuple[BoolArray, BoolArray]:
-    """(K,) which polygons are to `SHARE` on ground that is decided about, and which cover such a polygon to `SHARE`.
+) -> tuple[Float64Array, BoolArray, AnyArray]:
+    """(K,) share of polygons that is decided about, which cover such a polygon to `SHARE`, and that ground.
 
     Parameters
     ----------
@@ -174,5 +200,8 @@ def _decided(
     covered = shapely.area(shared) >= SHARE * shapely.area(ground[other])
     around = np.zeros(len(shapes), bool)
     around[one[covered & (shapely.area(shared) > 0)]] = True
-    inside = polygons.covered_areas(shared, one, len(shapes)) >= SHARE * shapely.area(shapes)
-    return inside, around
+    share = polygons.covered_areas(shared, one, len(shapes)) / np.maximum(shapely.area(shapes), np.finfo(float).tiny)
+    covered_by = np.full(len(shapes), shapely.Polygon(), object)
+    for number in np.flatnonzero(around & (share < LITTLE)):
+        covered_by[number] = shapely.union_all(shared[one == number])
+    return share, around, covered_by

@@ -13,7 +13,7 @@ import shapely
 
 from geolabel.errors import OptionError
 from geolabel.io.columns import CHANGE_COLUMNS
-from geolabel.io.read.review import REJECTED, UNREVIEWED
+from geolabel.io.read.review import CHANGES, CHANGES_ABOUT, REJECTED, UNREVIEWED
 from geolabel.io.styles import style_of
 from geolabel.io.write.geopackage import Layer, VectorFile
 from geolabel.io.write.vectors import SUFFIXES, write_vectors
@@ -91,9 +91,8 @@ def diff(
         check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=[old, new])
     found = compare(read_inventory(old), read_inventory(new), min_iou)
     if out is not None:
-        description = "What was added, removed or changed, one row each"
-        style = style_of("changes", found.changes, CHANGE_COLUMNS)
-        layer = Layer("changes", "MultiPolygon", description, CHANGE_COLUMNS, found.changes, style.qml())
+        style = style_of(CHANGES, found.changes, CHANGE_COLUMNS)
+        layer = Layer(CHANGES, "MultiPolygon", CHANGES_ABOUT, CHANGE_COLUMNS, found.changes, style.qml())
         made = {"old": Path(old).name, "new": Path(new).name, "min_iou": min_iou}
         write_vectors(out, VectorFile([layer], found.changes.crs, made), overwrite=overwrite)
     return found

@@ -48,6 +48,8 @@ REVIEW, SAMPLE = WINDOW_LAYERS = ("review", "review_sample")
 MASKED, MASKED_ABOUT = "masked", "Ground that masks leave out"
 """Layer of masked ground and its description; a layer of this name with another description is a person's."""
 
+CHANGES, CHANGES_ABOUT = "changes", "What was added, removed or changed, one row each"
+
 OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", MASKED, "segments")
 
 OWN_TABLES = ("layer_styles", "geolabel_written", "sqlite_sequence")
@@ -489,7 +491,8 @@ def _other_tables(path: Path, record: Record | None) -> tuple[str, ...]:
     """Tables of a GeoPackage that were not made by geolabel, the standard or SQLite."""
     with reading_database(path) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        masked = connection.execute("SELECT description FROM gpkg_contents WHERE table_name = ?", (MASKED,)).fetchone()
+        said = dict(connection.execute("SELECT table_name, description FROM gpkg_contents").fetchall())
     windows = [name for name in WINDOW_LAYERS if record is not None and record.of(name)]
-    own = {*OWN_LAYERS, *OWN_TABLES, *windows} - (set() if masked == (MASKED_ABOUT,) else {MASKED})
+    derived = [name for name, about in ((MASKED, MASKED_ABOUT), (CHANGES, CHANGES_ABOUT)) if said.get(name) == about]
+    own = {*OWN_LAYERS, *OWN_TABLES, *windows} - {MASKED} | {*derived}
     return tuple(sorted(n for n in names if n not in own and not n.startswith(("gpkg_", "rtree_", "sqlite_"))))
