@@ -266,10 +266,10 @@ def test_a_run_that_continues_another_without_its_evidence_is_warned(
     for given in ({"keep_reviewed": out}, {"prompts_from": out}):
         caplog.clear()
         extract(scene, dem=dem, **given)
-        assert "s.gpkg was made with --min-slope, and this run is not" in caplog.text
+        assert "s.gpkg was made with --min-slope, but this run is not" in caplog.text
         caplog.clear()
         extract(scene, **given)
-        assert "s.gpkg was made with --dem, --min-slope, and this run is not" in caplog.text
+        assert "s.gpkg was made with --dem, --min-slope, but this run is not" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".parquet", ".geojson", ".fgb"])
@@ -279,7 +279,7 @@ def test_other_formats_say_what_they_were_made_with_too(
     dem, out = write(tmp_path / "dem.tif", hillside(GRID)), tmp_path / f"s{suffix}"
     extract(scene, out=out, dem=dem, min_slope=TEN)
     extract(scene, keep_reviewed=out)
-    assert f"s{suffix} was made with --dem, --min-slope, and this run is not" in caplog.text
+    assert f"s{suffix} was made with --dem, --min-slope, but this run is not" in caplog.text
 
 
 def test_what_is_on_excluded_ground_is_a_candidate_with_its_reason(tmp_path: Path, scene: Path) -> None:

@@ -560,7 +560,7 @@ def test_scores_that_are_computed_later_are_those_of_the_file(
 
 def test_predict_refuses_what_contradicts(tmp_path: Path) -> None:
     scene = write(tmp_path / "scene.tif", country())
-    with pytest.raises(OptionError, match="compute=False: the networks have to run now"):
+    with pytest.raises(OptionError, match="compute=False: the networks must run now"):
         geolabel.predict(scene, out=tmp_path / "scores.tif", compute=False)
     with pytest.raises(OptionError, match="keep: without a file"):
         geolabel.predict(scene, keep=True)

@@ -365,10 +365,10 @@ def test_a_network_that_answers_no_numbers(
     networks: dict[str, Any] = {"localizer": FakeLocalizer(stride=4), "segmenter": FakeSegmenter()}
     networks[role] = Nonsense(stride=4) if role == "localizer" else Doubtful()
     monkeypatch.setattr(worker, "_load", lambda recipe: networks[recipe.role])
-    with pytest.raises(TileError, match=rf"the {role} answers row .* no numbers.*--on-error skip"):
+    with pytest.raises(TileError, match=rf"the {role} returns values that are not finite for row .*--on-error skip"):
         run(scene, tmp_path / "slides.gpkg")
     found = run(scene, tmp_path / "slides.gpkg", on_error="skip")
     assert found.report.gaps
-    assert all("no numbers" in gap for gap in found.report.gaps)
+    assert all("not finite" in gap for gap in found.report.gaps)
     assert 0 < found.report.tiles_failed < found.report.tiles or role == "segmenter"
     assert len(found.landslides)

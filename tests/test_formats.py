@@ -496,7 +496,7 @@ def test_an_export_is_reprojected(tmp_path: Path) -> None:
         geolabel.export(path, tmp_path / "other.geojson", dst_crs="EPSG:32648")
     geolabel.export(path, tmp_path / "some.geojson", dst_crs="EPSG:4326")
     plain = write(tmp_path / "plain.gpkg", slides(None), Grid(None, GRID.transform, 1000, 1000, unit_m=1))
-    with pytest.raises(OptionError, match="nothing can be reprojected to WGS 84: leave out --dst-crs"):
+    with pytest.raises(OptionError, match="nothing can be reprojected to WGS 84: omit --dst-crs"):
         geolabel.export(plain, tmp_path / "other.shp", dst_crs="EPSG:4326")
     with pytest.raises(OutputError, match=r"has no CRS: write a \.gpkg"):
         geolabel.export(plain, tmp_path / "other.geojson")

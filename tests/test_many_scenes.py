@@ -239,9 +239,9 @@ def test_a_stretch_for_each_scene(tmp_path: Path, whole: Path) -> None:
 
 def test_rasters_need_one_grid(tmp_path: Path) -> None:
     scenes = [write(tmp_path / "a.tif", country(), Window(0, 0, 90, 90)), shifted(tmp_path, "b", Window(0, 0, 90, 90))]
-    with pytest.raises(OptionError, match="one raster, and the scenes lie on 2 grids"):
+    with pytest.raises(OptionError, match="one raster, but the scenes are on 2 grids"):
         geolabel.extract(scenes, score_out=tmp_path / "s.tif", **GIVEN)
-    with pytest.raises(OptionError, match="one raster, and the scenes lie on 2 grids"):
+    with pytest.raises(OptionError, match="one raster, but the scenes are on 2 grids"):
         geolabel.predict(scenes, **GIVEN)
 
 
@@ -268,7 +268,7 @@ def test_scenes_without_a_place(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(OptionError, match="EPSG:zzz"):
         geolabel.extract(whole, dst_crs="EPSG:zzz", **GIVEN)
     placed = Reading(stretch="0,255", gsd=0.5)
-    with pytest.raises(OptionError, match="leave out --dst-crs"):
+    with pytest.raises(OptionError, match="omit --dst-crs"):
         geolabel.extract(lost, dst_crs="EPSG:4326", reading=placed, parameters=PARAMETERS)
 
 
@@ -285,7 +285,7 @@ def test_drawn_prompts_go_to_the_scenes_that_they_lie_on(tmp_path: Path) -> None
     found = geolabel.extract([left, right], prompts_from=drawn, **GIVEN)
     assert [names(source) for source in found["source"]] == [["left"]]
     gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs="EPSG:32648").to_file(drawn)
-    with pytest.raises(VectorError, match=r"no prompt .* lies on any of the scenes"):
+    with pytest.raises(VectorError, match=r"no prompt .* is on any of the scenes"):
         geolabel.extract([left, right], prompts_from=drawn, **GIVEN)
 
 

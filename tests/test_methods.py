@@ -187,7 +187,8 @@ def test_a_localizer_of_another_training_is_refused_for_chips_and_scenes(
         assert run(asked) == 1
         said = capsys.readouterr().err
         assert (
-            f"--method {method} needs a localizer that was trained so, and bundled was trained in another way" in said
+            f"--method {method} needs a localizer that was trained for it, but bundled was trained in another way"
+            in said
         )
         assert f"geolabel train localizer --method {method}" in said
         assert run([*asked, "--localizer", str(tmp_path / "cam.safetensors")]) == 1

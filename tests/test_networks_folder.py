@@ -129,5 +129,5 @@ def test_extract_and_label_take_the_folder(folder: Path) -> None:
 
 
 def test_a_method_that_needs_a_training_of_its_own_refuses_the_folder(folder: Path) -> None:
-    with pytest.raises(WeightsError, match="--method s2c needs a localizer that was trained so"):
+    with pytest.raises(WeightsError, match="--method s2c needs a localizer that was trained for it"):
         decide(Networks.from_folder(folder), Parameters(method=s2c.Scenes()))

@@ -151,7 +151,7 @@ def test_tables_that_cannot_be_meant_are_refused(places: Path) -> None:
         extract(
             table(places, "scene,before\nafter0.tif,before0.tif\n"), score_out=places / "before0.tif", overwrite=True
         )
-    with pytest.raises(OptionError, match="only extract compares them: leave the column before out"):
+    with pytest.raises(OptionError, match="only extract compares them: remove the column before"):
         geolabel.predict(table(places, "scene,before\nafter0.tif,before0.tif\n"))
 
 

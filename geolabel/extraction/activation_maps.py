@@ -1,6 +1,6 @@
-"""What the first pass left, read back window by window: activation, class probability, and which pixels are valid.
+"""Results of the first pass, read window by window: activation, class probability, and validity.
 
-Tiles are blended where they are read, so what a window holds depends on no other window.
+Tiles are blended when they are read, so a window does not depend on other windows.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Tiles: TypeAlias = list[tuple[Window, Enlarged]]
 
 @dataclass(frozen=True)
 class TileMaps:
-    """What the first pass left of one tile."""
+    """Results of the first pass for one tile."""
 
     window: Window
     activation: Enlarged | None
-    """Of the size of the tile; None where the tile went to no network."""
+    """At the size of the tile; None if no network saw the tile."""
     probability: UInt8Array | None
     """At the network's stride."""
     stride: int
     bits: UInt8Array | None
-    """Which pixels are valid, eight to a byte along a row; None where every pixel is."""
+    """Valid pixels as bits, packed along rows; None if all are valid."""
 
     @property
     def valid(self) -> BoolArray | None:
-        """(h, w), or None where every pixel is valid."""
+        """(h, w), or None if every pixel is valid."""
         return None if self.bits is None else np.unpackbits(self.bits, axis=-1, count=self.window.width).astype(bool)
 
 
@@ -49,12 +49,12 @@ def _localize_record(store: Store, task: int, class_id: int) -> Mapping[str, Any
 
 
 def forget() -> None:
-    """Let go of the records that this process keeps in memory."""
+    """Drop cached records."""
     _localize_record.cache_clear()
 
 
 def tile_maps(run: Run, window: Window, class_id: int = 0) -> dict[int, TileMaps]:
-    """What the first pass left of every tile that shares a pixel with `window`, by the number of the tile."""
+    """Results of the first pass for every tile that shares a pixel with `window`, by tile number."""
     return {index: _tile_maps(run, index, class_id) for index in run.plan.localize_tiles.covering(window)}
 
 
@@ -77,14 +77,14 @@ def blend_activation(
 ) -> UInt8Array:
     """(H, W) grey values 0..255 of the activation of a class, blended over the tiles that cover a window.
 
-    A tile that went to no network has no vote on what its neighbours saw.
+    A tile that no network saw is ignored.
 
     Parameters
     ----------
     class_id
         Index into the classes of the plan.
     wanted
-        The part that matters of a patch, which these tiles cover, or None; elsewhere the values are 0.
+        Needed part of a patch that these tiles cover, or None; elsewhere values are 0.
     """
     maps = tile_maps(run, window, class_id)
     grey = np.zeros((window.height, window.width), np.uint8)
@@ -104,7 +104,7 @@ def reach(level: int, patch: Window, tiles: Tiles) -> Window | None:
 
 
 def validity(run: Run, window: Window) -> BoolArray | None:
-    """(H, W) which pixels of a window any tile found valid; None when all are."""
+    """(H, W) pixels of a window that are valid in any tile; None if all are."""
     tiles = list(tile_maps(run, window).values())
     if all(maps.bits is None for maps in tiles):
         return None
@@ -117,7 +117,7 @@ def validity(run: Run, window: Window) -> BoolArray | None:
 
 
 def class_probability(run: Run, window: Window, class_id: int, wanted: BoolArray) -> UInt8Array:
-    """(H, W) 0..255, the largest probability that any tile gives a class around each wanted pixel of a window."""
+    """(H, W) 0..255, maximum probability of a class in any tile around each wanted pixel of a window."""
     maps = tile_maps(run, window, class_id)
     best = np.zeros((window.height, window.width), np.uint8)
     for patch, indices in run.plan.localize_tiles.patches(window):
@@ -134,7 +134,7 @@ def class_probability(run: Run, window: Window, class_id: int, wanted: BoolArray
 
 
 def likely_activation(run: Run, window: Window, class_id: int, gate: float) -> UInt8Array:
-    """(H, W) blended activation of a class in a window, and 0 where the class is less probable around than `gate`."""
+    """(H, W) blended activation of a class in a window; 0 where the class is less probable than `gate`."""
     grey = blend_activation(run, window, class_id, partial(reach, 0))
     likely = class_probability(run, window, class_id, grey > 0) >= gate * LEVELS
     return np.where(likely, grey, np.uint8(0))

@@ -1,9 +1,9 @@
-"""Images from before the event on the working grid: registered, matched in their grey values, and compared.
+"""Images from before the event on the working grid: registered, with matched grey values, and compared.
 
-An image is read on the pixels of the working grid, moved by one displacement that blocks all over the grid agree on. Of
-several images, the first that is valid at a pixel shows there. Grey values are matched to those of the scene after the
-event. What the two differ by in patches all over the grid is what light and season do; the change of a polygon is
-measured in units of that.
+An image is read on the working grid, shifted by one displacement that blocks all over the grid agree on. Of several
+images, the first that is valid at a pixel is used. Grey values are matched to those of the scene after the event. The
+differences of patches all over the grid estimate the effect of light and season; the change of a polygon is measured in
+units of that.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64A
 log = logging.getLogger(__name__)
 
 BLOCK_PX = 256
-"""Side of the blocks that the displacement is measured in."""
+"""Side in pixels of the blocks in which the displacement is measured."""
 
 BLOCKS_ACROSS = 8
 """Maximum number of blocks along each axis."""
 
 MAX_DISPLACEMENT_PX = 32
-"""Maximum displacement along either axis that is looked for."""
+"""Maximum displacement along either axis, pixels."""
 
 COARSEST = 8.0
-"""Maximum size of the pixels of a scene before, in pixels of the working grid: a landslide has too few larger ones."""
+"""Maximum pixel size of an earlier image, in pixels of the working grid: a landslide has too few larger ones."""
 
 BEFORE_MASK = "--before-mask"
-"""What masks of a scene before are given with."""
+"""Option for masks of an earlier image."""
 
 STRETCH = "p2-98"
-"""Of the scene before, as networks are used to. They see it so: matched to another season it has less contrast."""
+"""Stretch of an earlier image for networks; matched to another season it would have less contrast."""
 
 STEP = 2
-"""Pixels along each axis between those that grey values are matched by."""
+"""Step in pixels along each axis of the sample for matching grey values."""
 
 
 class _Readable(Protocol):
-    """A raster that is read on a working grid."""
+    """A raster that can be read on a working grid."""
 
     def read(self, window: Window, grid: Grid) -> tuple[AnyArray, BoolArray]:
         """Bands (3, height, width), and where they are valid."""
@@ -68,29 +68,29 @@ class _Readable(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """One image from before the event, on the working grid of a plan."""
+    """One earlier image, on the working grid of a plan."""
 
     reader: AlignedReader
-    """Moved by the displacement."""
+    """Shifted by the displacement."""
     stretch: Stretch
     displacement: Displacement
     tables: UInt8Array = field(default_factory=lambda: np.tile(np.arange(256, dtype=np.uint8), (3, 1)))
-    """(3, 256) what its grey values become, so that ground looks as in the first of several."""
+    """(3, 256) table of grey values, matched to the first of several images."""
 
     @property
     def scene(self) -> Scene:
-        """What its header says."""
+        """Header data."""
         return self.reader.reader.scene
 
 
 @dataclass(frozen=True)
 class Filled:
-    """Several images from before as one: of those that are valid at a pixel, the first shows."""
+    """Several earlier images as one: at each pixel, the first valid one is used."""
 
     layers: tuple[Layer, ...]
 
     def read(self, window: Window, grid: Grid) -> tuple[Float64Array, BoolArray]:
-        """Grey values (3, height, width) as the first image is stretched, and where any is valid."""
+        """Grey values (3, height, width) with the stretch of the first image, and where any is valid."""
         image, valid = np.zeros((3, window.height, window.width)), np.zeros((window.height, window.width), bool)
         for layer in self.layers:
             if valid.all():
@@ -103,38 +103,38 @@ class Filled:
 
 
 GREY = Stretch((0.0,) * 3, (255.0,) * 3, "none")
-"""Of several images, which are stretched before they are put together."""
+"""Stretch of several images, which are stretched before they are merged."""
 
 
 @dataclass(frozen=True)
 class Before:
-    """What is known of the place before the event, on the working grid of a plan."""
+    """Earlier images of a place, on the working grid of a plan."""
 
     layers: tuple[Layer, ...]
     """The images, in order of precedence."""
     tables: UInt8Array
-    """(3, 256) what grey values become, so that unchanged ground looks as in the scene after."""
+    """(3, 256) table of grey values, matched so that unchanged ground looks as in the scene after the event."""
     stable: Stable
-    """How much patches differ."""
+    """Variation of patches."""
 
     @property
     def reader(self) -> AlignedReader | Filled:
-        """The one image, or several as one."""
+        """The single image, or several as one."""
         return self.layers[0].reader if len(self.layers) == 1 else Filled(self.layers)
 
     @property
     def stretch(self) -> Stretch:
-        """Of what `reader` reads."""
+        """Stretch of `reader`."""
         return self.layers[0].stretch if len(self.layers) == 1 else GREY
 
     @property
     def displacements(self) -> list[Displacement]:
-        """Of each image."""
+        """Displacement of each image."""
         return [layer.displacement for layer in self.layers]
 
     @property
     def dates(self) -> list[str | None]:
-        """ISO 8601 date of each image, where it is known."""
+        """ISO 8601 date of each image, if known."""
         return [layer.scene.event_date for layer in self.layers]
 
     def as_dict(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Before:
 
     @property
     def marks(self) -> dict[str, Any]:
-        """What measurements depend on beside the files, as plain values."""
+        """Values besides the files that measurements depend on, as plain values."""
         layers = [{"stretch": asdict(layer.stretch), "tables": layer.tables.tolist()} for layer in self.layers]
         return self.as_dict() | {"layers": layers, "tables": self.tables.tolist()}
 
@@ -156,21 +156,21 @@ def open_before(
     masks: Sequence[Sequence[str | Path]] = (),
     register: bool = True,
 ) -> list[Before | None]:
-    """Images from before the event on the grid of each plan; None for grids that none reaches.
+    """Open the earlier images on the grid of each plan; None for grids that none covers.
 
     Parameters
     ----------
     paths
-        In order of precedence: where one is not valid, or is masked, the next one shows.
+        In order of precedence: where one is not valid, or is masked, the next one is used.
     masks
-        What is left out of each, see `geolabel.io.read.masks`; empty for nothing.
+        Masks of each, see `geolabel.io.read.masks`; empty for none.
     register
-        Whether to measure their displacements; else their positions are trusted.
+        Whether to measure displacements; otherwise positions are trusted.
 
     Raises
     ------
     SceneError
-        If one cannot be opened, is no image, is too coarse, misses all grids, or cannot be registered.
+        If one cannot be opened, is not an image, is too coarse, covers no grid, or cannot be registered.
     """
     each = masks or [()] * len(paths)
     opened = [_open(path, plans, own) for path, own in zip(paths, each, strict=True)]
@@ -185,7 +185,7 @@ def open_before(
 def _open(
     path: str | Path, plans: Sequence[Plan], masks: Sequence[str | Path]
 ) -> tuple[SceneReader, Stretch, list[float]]:
-    """An image without what masks hide, its stretch, and the share of the grid of each plan that it covers."""
+    """A masked image, its stretch, and the share of the grid of each plan that it covers."""
     reader = SceneReader(path, gsd=plans[0].grid.unit_m)
     check_image(reader.header)
     for text in reader.warnings:
@@ -198,7 +198,7 @@ def _open(
         own, later = plan.reader.scene.event_date, reader.scene.event_date
         if own is not None and later is not None and later > own:
             log.warning(
-                "%s is of %s, later than %s of %s: is the one the image before the event, and the other after it?",
+                "%s is of %s, later than %s of %s: is the first the image before the event, and the second after it?",
                 *(reader.scene.name, later, plan.reader.scene.name, own),
             )
     return *examined(reader, STRETCH, plans[0].parameters.on_error), shares
@@ -209,7 +209,7 @@ def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register:
     if size > COARSEST:
         raise SceneError(
             f"--before {aligned.reader.scene.name} has pixels that are {size:.3g} times as large as those of the "
-            f"working grid, and at most {COARSEST:g} are compared: give a finer scene, or a --working-gsd"
+            f"working grid; the limit is {COARSEST:g}: give a finer scene, or a --working-gsd"
         )
     windows, moved = _blocks(plan), Displacement(0.0, 0.0)
     if register:
@@ -223,7 +223,7 @@ def _register(aligned: AlignedReader, stretch: Stretch, plan: Plan, *, register:
 
 
 def _together(layers: Sequence[Layer], plan: Plan) -> Before:
-    """Images that are registered, with their grey values matched."""
+    """Registered images, with their grey values matched to each other."""
     (first, *others), windows = layers, _blocks(plan)
 
     def read(one: Layer | Before, other: tuple[_Readable, Stretch]) -> list[tuple[UInt8Array, UInt8Array, BoolArray]]:
@@ -238,7 +238,7 @@ def _together(layers: Sequence[Layer], plan: Plan) -> Before:
 
 
 def _tables(pairs: Sequence[tuple[UInt8Array, UInt8Array, BoolArray]]) -> UInt8Array:
-    """What grey values of the first images (h, w, 3) of pairs become, to look as the second where both are valid."""
+    """Tables that map grey values of the first images (h, w, 3) of pairs to the second, where both are valid."""
     picked = [(one[::STEP, ::STEP], other[::STEP, ::STEP], valid[::STEP, ::STEP]) for one, other, valid in pairs]
     return match_greys(
         np.concatenate([one[valid] for one, _, valid in picked]).T,
@@ -247,7 +247,7 @@ def _tables(pairs: Sequence[tuple[UInt8Array, UInt8Array, BoolArray]]) -> UInt8A
 
 
 def _blocks(plan: Plan) -> list[Window]:
-    """Windows of one size all over the grid."""
+    """Windows of one size, spread over the grid."""
     side = min(BLOCK_PX, plan.grid.height, plan.grid.width)
     rows, cols = (
         np.linspace(0, length - side, min(BLOCKS_ACROSS, max(1, length // side))).astype(int).tolist()
@@ -257,7 +257,7 @@ def _blocks(plan: Plan) -> list[Window]:
 
 
 def _read(plan: Plan, one: _Readable, other: _Readable, window: Window) -> tuple[AnyArray, AnyArray, BoolArray] | None:
-    """Bands (3, h, w) of both in a window, and where both are valid; None if one is unreadable."""
+    """Bands (3, h, w) of both in a window, and where both are valid; None if one cannot be read."""
     try:
         bands, valid = one.read(window, plan.grid)
         others, known = other.read(window, plan.grid)
@@ -269,7 +269,7 @@ def _read(plan: Plan, one: _Readable, other: _Readable, window: Window) -> tuple
 
 
 def _peaks(plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window) -> Peaks:
-    """Correlation of a block of the scene and an image from before, each band in units of its brightest ground."""
+    """Correlation of a block of the scene and an earlier image, each band relative to its brightest ground."""
     read = _read(plan, plan.reader, aligned, window)
     if read is None:
         return {}
@@ -284,7 +284,7 @@ def _peaks(plan: Plan, aligned: AlignedReader, stretch: Stretch, window: Window)
 def _pair(
     plan: Plan, one: tuple[_Readable, Stretch], other: tuple[_Readable, Stretch], window: Window
 ) -> tuple[UInt8Array, UInt8Array, BoolArray]:
-    """Two images (h, w, 3) in a window, and where both are valid; nowhere if one is unreadable."""
+    """Two images (h, w, 3) in a window, and where both are valid; nowhere if one cannot be read."""
     read = _read(plan, one[0], other[0], window)
     if read is None:
         nothing = np.zeros((window.height, window.width, 3), np.uint8)
@@ -299,7 +299,7 @@ def matched(image: UInt8Array, tables: UInt8Array) -> UInt8Array:
 
 
 def event_after(before: Before, shown: Sequence[Int64Array], areas: Int64Array, share: float) -> AnyArray:
-    """(K,) ISO 8601 date of the last image that shows at least a share of each object; None where it is not known.
+    """(K,) ISO 8601 date of the last image that shows at least a share of each object; None if unknown.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def event_after(before: Before, shown: Sequence[Int64Array], areas: Int64Array, 
 
 
 def shown_by(plan: Plan, before: Before, window: Window) -> Int32Array:
-    """(images, height, width) 1 where each image from before shows in a window.
+    """(images, height, width) 1 where each earlier image is used in a window.
 
     Raises
     ------
@@ -331,7 +331,7 @@ def shown_by(plan: Plan, before: Before, window: Window) -> Int32Array:
 
 
 ACTIVE_BEFORE, QUIET_BEFORE, CHANGED = 0.3, 0.1, 1.5
-"""Minimum activation before of a landslide that moved again, maximum of a new one, and what both have to change by."""
+"""Minimum earlier activation of a reactivated landslide, maximum of a new one, and minimum change of both."""
 
 
 def activity(change: Float64Array, activation: Float64Array) -> AnyArray:
@@ -345,8 +345,8 @@ def activity(change: Float64Array, activation: Float64Array) -> AnyArray:
 # --- comparing -------------------------------------------------------------------------------------------------------
 
 LAYERS = ("seen", "greenness", "brightness", "texture", "activation")
-"""Where both scenes are valid, the differences of `geolabel.change.features`, and the activation of the scene before,
-0 to 255; 0 where one is not valid."""
+"""Where both scenes are valid, differences of `geolabel.change.features`, and activation of the earlier scene, 0 to
+255; 0 where either is not valid."""
 
 
 def compare(
@@ -357,8 +357,8 @@ def compare(
     Parameters
     ----------
     activation : (H, W)
-        Of the scene before in the window, where it is known already: then only the window is read, and the pixels
-        around it that its texture depends on.
+        Known activation of the earlier scene in the window: then only the window is read, with the pixels that its
+        texture depends on.
 
     Raises
     ------
@@ -377,7 +377,7 @@ def compare(
 
 
 def activation_of(plan: Plan, image: UInt8Array) -> UInt8Array:
-    """(H, W) 0..255, the strongest activation of the classes of the plan; 0 where it has no localizer."""
+    """(H, W) 0..255, maximum activation over the classes of the plan; 0 without a localizer."""
     if not plan.localized:
         return np.zeros(image.shape[:2], np.uint8)
     with worker.network(plan.localizer, plan.parameters.threads):
@@ -390,14 +390,14 @@ def activation_of(plan: Plan, image: UInt8Array) -> UInt8Array:
 def change_columns(
     totals: dict[str, Int64Array], areas: Int64Array, before: Before, share: float, *, localized: bool
 ) -> dict[str, Float64Array]:
-    """Columns `geolabel.io.columns.CHANGE` of objects of `areas` pixels, NaN where less than `share` of one is seen.
+    """Columns `geolabel.io.columns.CHANGE` of objects of `areas` pixels; NaN if less than `share` of one is visible.
 
     Parameters
     ----------
     totals
         (K,) sums of each layer of `LAYERS`.
     localized
-        Whether there was a localizer to see the scene before.
+        Whether a localizer processed the earlier scene.
     """
     seen = totals["seen"] >= share * np.maximum(areas, 1)
     count = np.maximum(totals["seen"], 1)

@@ -1,8 +1,8 @@
-"""Cut out of objects the ground that is no landslide by what is known beside the scene.
+"""Cut ground that is not landslide out of objects, using supplementary data.
 
-The evidence head looks at every pixel of an object: at the image and the activation, at those from before the event,
-and at the heights around. Pixels are looked at on the tiles of the localizer, each on the tile whose core it is in, so
-that the result depends on no block and no worker. What is cut out of an object is an object of its own.
+The evidence head classifies every pixel of an object, from the image and the activation, those before the event, and
+the surrounding heights. Pixels are processed in the tiles of the localizer, each in the tile whose core contains it, so
+that the result does not depend on blocks or workers. Ground cut out of an object becomes a separate object.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from geolabel.types import AnyArray, BoolArray, UInt8Array
 log = logging.getLogger(__name__)
 
 REACH = 3
-"""Pixels on either side of a pixel whose mean probability decides: outlines of what is cut are not ragged."""
+"""Radius in pixels over which probabilities are averaged, for smooth outlines of the cuts."""
 
 CHUNK_PX = 1 << 16
-"""Pixels that trees look at together: a bound on memory."""
+"""Number of pixels processed by the trees at once, to bound memory."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What decides about a pixel."""
+    """Inputs of the decision about pixels."""
 
     heads: EvidenceHeads
     before: Before | None
@@ -52,13 +52,13 @@ def _asked(evidence: Evidence) -> bool:
 
 
 def heads_of(run: Run, evidence: Evidence) -> EvidenceHeads | None:
-    """The heads that look at the pixels of a run; None where it has nothing for them, or they do not fit it."""
+    """The heads for a run; None if there is no data for them, or they do not fit the localizer."""
     fits = run.localized and run.plan.localized and len(run.plan.classes) == 1
     return heads_for(run.plan.localizer.sha256) if _asked(evidence) and fits else None
 
 
 def known_beside(run: Run, evidence: Evidence) -> Known | None:
-    """What decides about pixels; None where nothing is known, or no head was fitted to the localizer."""
+    """Inputs of the decision about pixels; None without supplementary data or a head fitted to the localizer."""
     if not _asked(evidence):
         return None
     heads = heads_of(run, evidence)
@@ -70,23 +70,23 @@ def known_beside(run: Run, evidence: Evidence) -> Known | None:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What is cut out of the objects in a tile, and what stays of them."""
+    """Pieces of the objects in a tile: ground that is cut out, and the remaining parts."""
 
     kept: Spans
     cut: Spans
     failures: tuple[str, ...] = ()
-    """What could not be read: nothing is cut there."""
+    """Failed reads; nothing is cut there."""
 
 
 def cut_ground(work: Work, objects: Objects, known: Known, fixed: BoolArray, min_area_px: float) -> Objects:
-    """The ground of objects of one class as other objects: `Objects.ground` are those that the head calls no landslide.
+    """Separate ground in objects of one class: `Objects.ground` are the pieces that the head classifies as ground.
 
     Parameters
     ----------
     fixed : (K,)
-        Which objects stay as they are.
+        Objects that are not cut.
     min_area_px
-        Minimum size of a piece, pixels; a smaller one stays with the piece that it touches.
+        Minimum size of a piece, pixels; a smaller one is merged with the piece that it touches.
     """
     tiles, free = work.run.plan.localize_tiles, ~fixed[objects.labels]
     spans = objects.spans[free]
@@ -101,7 +101,7 @@ def cut_ground(work: Work, objects: Objects, known: Known, fixed: BoolArray, min
 
 
 def _settled(kept: Spans, away: Spans, min_area_px: float) -> tuple[Spans, Spans]:
-    """Give small pieces back to what they touch: first those that were cut, then those that stay."""
+    """Merge small pieces with those they touch: first cut ones, then remaining ones."""
     large = drop_small(away, min_area_px)
     kept = join([kept, away[~away.meeting(large)]])[0]
     stays = drop_small(kept, min_area_px)
@@ -109,15 +109,15 @@ def _settled(kept: Spans, away: Spans, min_area_px: float) -> tuple[Spans, Spans
 
 
 def _around(tiles: TileGrid, index: int) -> Window:
-    """The core of a tile and the pixels next to it that decide with those in it."""
+    """The core of a tile with a margin for the averages."""
     return tiles.core(index).grown(REACH).shared(tiles[index])
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- pixel probabilities ---------------------------------------------------------------------------------------------
 
 
 def _look(run: Run, known: Known, job: tuple[int, Spans]) -> Pieces:
-    """Cut the objects in the core of a tile, and leave the probabilities and the activation before in the store."""
+    """Cut the objects in the core of a tile, and store the probabilities and the earlier activation."""
     index, spans = job
     plan = run.plan
     tile, core, window = (
@@ -141,7 +141,7 @@ def _look(run: Run, known: Known, job: tuple[int, Spans]) -> Pieces:
 def _probabilities(
     run: Run, known: Known, tile: Window, window: Window, mask: BoolArray
 ) -> tuple[UInt8Array, BoolArray, UInt8Array]:
-    """(H, W) levels of probability, what is cut, and the activation before, of a window in a tile."""
+    """(H, W) quantised probability, cut pixels, and earlier activation, of a window in a tile."""
     sight = see(run.plan, known.before, tile)
     found, cuts = np.zeros(int(mask.sum()), np.uint8), np.zeros(int(mask.sum()), np.int32)
     left = np.ones(len(found), bool)
@@ -162,23 +162,23 @@ def _probabilities(
 
 @dataclass(frozen=True)
 class Sight:
-    """What a tile of the localizer shows of the scene and of the scene before."""
+    """The scene and the earlier scene in a tile of the localizer."""
 
     tile: Window
     bands: AnyArray
-    """(3, h, w) of the scene."""
+    """(3, h, w) the scene."""
     valid: BoolArray
-    """(h, w) where the scene is."""
+    """(h, w) where the scene is valid."""
     both: BoolArray
-    """(h, w) where both scenes are."""
+    """(h, w) where both scenes are valid."""
     image: UInt8Array | None
-    """(h, w, 3) the scene before as networks see it; None where there is none."""
+    """(h, w, 3) the earlier scene, stretched for networks; None without one."""
     activation: UInt8Array
-    """(h, w) of the scene before, 0..255; 0 where not both are."""
+    """(h, w) activation of the earlier scene, 0..255; 0 where not both are valid."""
 
 
 def see(plan: Plan, before: Before | None, tile: Window) -> Sight:
-    """Read both scenes in a tile of the localizer, and look at the one before.
+    """Read both scenes in a tile of the localizer, and run the localizer on the earlier one.
 
     Raises
     ------
@@ -197,16 +197,16 @@ def see(plan: Plan, before: Before | None, tile: Window) -> Sight:
 def looked_at(
     run: Run, before: Before | None, heights: Heights | None, sight: Sight, window: Window, where: BoolArray
 ) -> Iterator[tuple[Kind, BoolArray, dict[str, AnyArray]]]:
-    """Yield kinds of evidence about P pixels in a tile of the localizer, the one with most first.
+    """Yield the kinds of evidence for P pixels in a tile of the localizer, the one with most data first.
 
-    Each comes with where (P,) it is known, and with the features (P,) that a head of its kind looks at, by name.
+    Each comes with where (P,) it is known, and with the features (P,) of its head, by name.
 
     Parameters
     ----------
     sight
-        Of the tile, see `see`.
+        Contents of the tile, see `see`.
     window
-        In the tile.
+        Window in the tile.
     where : (H, W)
         The pixels of the window.
 
@@ -255,7 +255,7 @@ def _forms(plan: Plan, heights: Heights, window: Window) -> dict[str, AnyArray]:
 
 
 def _levels(trees: Trees, columns: Mapping[str, AnyArray], where: BoolArray) -> UInt8Array:
-    """(P,) levels of probability of the pixels that `where` (N,) marks."""
+    """(P,) quantised probability of the pixels that `where` (N,) marks."""
     picked = {name: columns[name][where] for name in trees.names}
     parts = [
         trees({name: values[first : first + CHUNK_PX] for name, values in picked.items()})

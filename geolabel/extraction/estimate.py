@@ -1,4 +1,4 @@
-"""What a run would do, and how long it would take, from one warm tile of each network."""
+"""Estimate the work and time of a run, by timing one tile of each network."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BASE_BYTES, TORCH_BYTES = 250 << 20, 500 << 20
-"""Memory of the process with its libraries, before there is work, and what torch adds where it runs a network."""
+"""Memory of the process with its libraries, and the additional memory of torch when it runs a network."""
 
 SMALL_BYTES_PER_PX, NETWORK_BYTES_PER_PX = 300, 1_500
-"""Memory per pixel of a batch inside a small network, and inside another: features in single precision."""
+"""Memory per pixel of a batch in a small network, and in a large one: features in single precision."""
 
 TILE_BYTES_PER_PX = 7
-"""Of a tile in a task: three bands, the stretched image, and where it is valid."""
+"""Bytes per pixel of a tile in a task: three bands, the stretched image, and validity."""
 
 BLOCK_BYTES_PER_PX = 24
-"""Of a block at work: sums, weights, scores, winners."""
+"""Bytes per pixel of a block in a task: sums, weights, scores, winners."""
 
 
 NONE, EVERYWHERE = "seconds_without_landslides", "seconds_with_landslides_everywhere"
 
 TOTALS = ("area_km2", "localizer_tiles", "blocks", NONE, EVERYWHERE)
-"""What adds up over the grids of a run."""
+"""Figures that are summed over the grids of a run."""
 
 
 def estimate(
@@ -59,7 +59,7 @@ def estimate(
     event_after: str | None = None,
     event_before: str | None = None,
 ) -> dict[str, Any]:
-    """Say what `geolabel.extract` would do and how long it would take, from one warm tile of each network.
+    """Estimate the work and time of `geolabel.extract`, by timing one warm tile of each network.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def estimate(
 
     Returns
     -------
-    Figures by name. How many windows the segmenter will see is not known before the activation is; the time is given
-    for none and for every tile. What is read beside the scene is named, and not counted.
+    Figures by name. The number of segmenter windows is unknown before the activation is; the time is given for none
+    and for every tile. Supplementary data is named, but not included.
 
     Raises
     ------
@@ -96,8 +96,8 @@ def estimate(
 def estimate_plan(plan: Plan) -> dict[str, Any]:
     """Count the work of a plan and time one warm tile of each network on real pixels.
 
-    How many windows the segmenter will see is not known before the activation is; the time of all is given for
-    none and for every tile.
+    The number of segmenter windows is unknown before the activation is; the total time is given for none and for every
+    tile.
     """
     tile = plan.localize_tiles[len(plan.localize_tiles) // 2]
     image = _read(plan, tile)
@@ -121,7 +121,7 @@ def estimate_plan(plan: Plan) -> dict[str, Any]:
         + TORCH_BYTES * any(recipe.engine == "torch" for recipe in (plan.localizer, plan.segmenter))
         + executors.LOCAL_WORKERS * block_px * BLOCK_BYTES_PER_PX
         + (executors.BESIDE_NETWORK + max(calls.values())) * plan.task_tiles * tile_px * TILE_BYTES_PER_PX
-        # both: what the first network took is kept for its next call, and not given to the second
+        # both: memory of the first network is kept for its next call, and not shared with the second
         + calls[plan.localizer] * _inside(plan.localizer, tile_px)
         + calls[plan.segmenter] * _inside(plan.segmenter, window_px)
     )

@@ -1,4 +1,4 @@
-"""Why a place is a landslide, or is none: what every step of `geolabel.extract` finds there."""
+"""Explain why a place is a landslide or not: the result of each step of `geolabel.extract` there."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AROUND = 2
-"""Tiles of the segmenter on every side of the place that are worked on: what answers it reaches no further."""
+"""Tiles of the segmenter on every side of the place that are processed: the reach of its masks."""
 
 EIGHT = np.ones((3, 3), bool)
-"""Neighbours of a pixel of a region (APSAM, eq. 2), those at its corners among them."""
+"""Connectivity of a region, including diagonals (APSAM, eq. 2)."""
 
 
 def explain(
@@ -73,19 +73,19 @@ def explain(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Say what every step of `geolabel.extract` finds at one place, and which of them decides.
+    """Report the result of each step of `geolabel.extract` at one place, and which of them decides.
 
-    The tiles around the place are those of a run over the whole scene, and so is the stretch. A landslide larger than
-    two tiles may be cut.
+    The tiles around the place, and the stretch, are those of a run over the whole scene. A landslide larger than two
+    tiles may be clipped.
 
     Parameters
     ----------
     at
         x and y of the place.
     at_crs
-        CRS of these, such as EPSG:4326 for longitude and latitude; by default that of the scene.
+        CRS of `at`, such as EPSG:4326 for longitude and latitude; by default that of the scene.
     out
-        A picture to draw, PNG or JPEG: the scene, the activation with the prompts, the masks, the polygons.
+        Picture to write, PNG or JPEG: the scene, the activation with the prompts, the masks, the polygons.
     scene, reading, networks, parameters, dem, min_slope, exclude, before, before_mask, register, cut,
     event_after, event_before, progress
         As in `geolabel.extract`.
@@ -94,12 +94,12 @@ def explain(
 
     Returns
     -------
-    Plain values by name: ``verdict`` (landslide, candidate or nothing), ``why`` in words, and what each step found.
+    Plain values by name: ``verdict`` (landslide, candidate or nothing), ``why`` as text, and the result of each step.
 
     Raises
     ------
     OptionError
-        If the place is on no scene.
+        If the place is outside all scenes.
     GeolabelError
         See `geolabel.errors`.
 
@@ -153,7 +153,7 @@ def _placed(plan: Plan, at: tuple[float, float], at_crs: str | None) -> tuple[in
     Raises
     ------
     OptionError
-        If it is not on it.
+        If it is outside.
     """
     grid, name = plan.grid, plan.reader.scene.name
     x, y = _moved(at, parse_crs(at_crs), grid.crs)
@@ -171,13 +171,13 @@ def _moved(at: tuple[float, float], given: pyproj.CRS | None, crs: pyproj.CRS | 
     if given is None:
         return at
     if crs is None:
-        raise OptionError(f"a scene without CRS has no place in {given.name}: leave out --at-crs")
+        raise OptionError(f"a scene without CRS cannot be located in {given.name}: omit --at-crs")
     point = reproject(np.array([shapely.Point(at)], object), given, crs)[0]
     return float(point.x), float(point.y)
 
 
 def _near(plan: Plan, row: int, col: int) -> Window:
-    """A window around a place that begins and ends where tiles of both networks do."""
+    """A window around a place, aligned with the tiles of both networks."""
     segment, localize = plan.segment_tiles, plan.localize_tiles
     step = math.lcm(segment.size - segment.overlap, localize.size - localize.overlap)
     margin = AROUND * max(segment.size, localize.size)
@@ -206,37 +206,37 @@ def _cropped(plan: Plan, window: Window) -> Plan:
     )
 
 
-# --- what was found --------------------------------------------------------------------------------------------------
+# --- results of the steps --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Localized:
-    """What the localizer says of a place."""
+    """Result of the localizer at a place."""
 
     class_name: str
     activation: int
     """Grey value 0..255."""
     probability: float
-    """Largest in the region that the place is in; of the place alone where it is in none."""
+    """Maximum in the region of the place; at the place itself if it is in none."""
     in_region: bool
     """Whether the activation exceeds the threshold."""
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """A mask that holds the place, or answers a prompt whose box does."""
+    """A mask that contains the place, or answers a prompt whose box does."""
 
     prompt: int
     predicted_iou: float
     stability: float
     followed: bool
     score: float
-    """Of the mask at the place, 0 to 1."""
+    """Score of the mask at the place, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What every step found at a place."""
+    """Results of all steps at a place."""
 
     plan: Plan
     row: int
@@ -244,7 +244,7 @@ class _Found:
     valid: bool
     localized: _Localized | None
     asked: tuple[int, ...]
-    """Prompts whose box holds the place."""
+    """Prompts whose box contains the place."""
     answers: tuple[_Answer, ...]
     score: float
     polygon: dict[str, Any] | None
@@ -302,7 +302,7 @@ class _Found:
         }
 
     def why(self) -> str:
-        """Which step decides, in words."""
+        """The step that decides, as text."""
         if not self.valid:
             hidden = ", or a mask leaves it out" if self.plan.reader.masks else ""
             return f"nothing: there is no data at this place{hidden}"
@@ -353,7 +353,7 @@ class _Found:
 
 
 def _localized(run: Run, row: int, col: int) -> _Localized:
-    """Of the class with the highest activation at a place."""
+    """Result for the class with the highest activation at a place."""
     plan = run.plan
     pixel, threshold = Window(row, col, 1, 1), plan.method.activation_threshold
     values = [int(blend_activation(run, pixel, k, lambda patch, _: patch)[0, 0]) for k in range(len(plan.classes))]
@@ -367,7 +367,7 @@ def _localized(run: Run, row: int, col: int) -> _Localized:
 
 
 def _asked(prompts: Prompts, row: int, col: int) -> list[int]:
-    """Numbers of the prompts whose box, or point where they have no box, is at a place."""
+    """Numbers of the prompts whose box, or point if they have no box, is at a place."""
     x0, y0, x1, y1 = prompts.extents.T
     inside = (x0 <= col + 1) & (col <= x1) & (y0 <= row + 1) & (row <= y1)
     return [int(number) for number in prompts.ids[inside]]
@@ -385,7 +385,7 @@ def _answers(run: Run, masks: Sequence[MaskTable], asked: frozenset[int], row: i
 
 
 def _polygon_at(part: Part, row: int, col: int) -> tuple[dict[str, Any] | None, bool]:
-    """Attributes of the polygon at a place, and whether it is a landslide; None where there is none."""
+    """Attributes of the polygon at a place, and whether it is a landslide; None without one."""
     place = shapely.box(col, row, col + 1, row + 1)
     place = shapely.transform(place, lambda xy: np.stack(part.plan.grid.transform * xy.T, axis=1))
     for table, likely in ((part.landslides, True), (part.candidates, False)):
@@ -406,11 +406,11 @@ def _plain(value: Any) -> Any:
 
 
 SHOWN = 512
-"""Pixels, at most, along a side of what the picture shows."""
+"""Maximum side of the pictured area in pixels."""
 
 
 def _picture(run: Run, part: Part, found: _Found) -> Place:
-    """What the picture shows: the surroundings of the place."""
+    """Contents of the picture: the surroundings of the place."""
     plan = run.plan
     window = window_around(found.row, found.col, SHOWN, plan.grid.height, plan.grid.width)
     grid = plan.grid.crop(window)

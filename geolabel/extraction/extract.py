@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BESIDE = ("dem", "min_slope", "exclude", "before", "before_mask")
-"""Names in the provenance of what a user gives beside the scenes."""
+"""Names of supplementary data in the provenance."""
 
 
 def extract(
@@ -72,8 +72,8 @@ def extract(
 ) -> gpd.GeoDataFrame:
     """Find the landslides of a scene, or of many as one inventory.
 
-    Scenes on one grid are worked on as one; where they overlap, the first one that is valid shows. Scenes on other
-    grids are worked on in turn, and their landslides that overlap are merged.
+    Scenes on one grid are processed as one mosaic; where they overlap, the first valid one is used. Scenes on other
+    grids are processed one after another, and their overlapping landslides are merged.
 
     Parameters
     ----------
@@ -83,50 +83,50 @@ def extract(
     out
         GeoPackage to write; None to write nothing.
     reading, networks, parameters
-        How the scene is read and what masks hide of it, which networks run where, and every number that the result
-        depends on. Networks may be the folder that `geolabel.adapt` wrote.
+        How the scene is read and masked, which networks run where, and all numbers that the result depends on. Networks
+        may be a folder written by `geolabel.adapt`.
     dem
         Heights in metres, in any CRS and on any grid, as anything that GDAL opens: polygons then have a slope, an
         aspect and a relief.
     min_slope
-        Minimum mean slope of a landslide, such as ``Measure(10, "deg")``; what is gentler is a candidate. Needs `dem`.
+        Minimum mean slope of a landslide, such as ``Measure(10, "deg")``; gentler ones are candidates. Needs `dem`.
     exclude
-        A vector file, such as lakes and rivers: polygons of which at least half is on its polygons are candidates.
+        A vector file, such as lakes and rivers: polygons at least half covered by its polygons are candidates.
     before
-        An image of the place before the event, in any CRS and on any grid: polygons then have a change and an
-        activation before, and what was bare before and has not changed is a candidate. Of several images, the first
-        that is valid and not masked at a pixel shows there.
+        An image of the place before the event, in any CRS and on any grid: polygons then have a change and an earlier
+        activation, and ground that was bare before and has not changed is a candidate. Of several images, the first
+        that is valid and not masked at a pixel is used.
     before_mask
-        Rasters, in any CRS and on any grid, such as clouds: pixels that are not zero are left out of `before`. Of
-        several images one for each, or None.
+        Rasters, in any CRS and on any grid, such as clouds: non-zero pixels are excluded from `before`. For several
+        images one for each, or None.
     register
-        Whether to measure how far `before` is displaced, at most 32 px of the working grid.
+        Whether to measure the displacement of `before`, at most 32 px of the working grid.
     cut
-        Whether to cut ground out of polygons that `before` and `dem` speak against: it becomes candidates. Else they
-        judge whole polygons.
+        Whether to cut ground out of polygons where `before` and `dem` contradict a landslide; it becomes candidates.
+        Otherwise they judge whole polygons.
     event_after, event_before
-        ISO 8601 dates that the event was between; None for those of the images.
+        ISO 8601 dates of the interval with the event; None for those of the images.
     prompts_from
-        A vector file whose points and boxes replace the activation. Of a GeoPackage that this function wrote, the
+        A vector file whose points and boxes replace the activation. For a GeoPackage that this function wrote, the
         review is kept too, as with `keep_reviewed`, and unchanged prompts give the same masks.
     keep_reviewed
         A reviewed GeoPackage that this function wrote, or another file of polygons: accepted, edited and added polygons
-        are kept as they are, rejected and deleted ones are left out; see `geolabel.extraction.reviewed`. It may be
+        are kept unchanged, rejected and deleted ones are removed; see `geolabel.extraction.reviewed`. It may be
         `out`.
     score_out, mask_out
-        Cloud Optimized GeoTIFFs to write on the working grid, where there is only one.
+        Cloud Optimized GeoTIFFs on the working grid, if there is only one.
     preview
-        A picture to draw, PNG or JPEG: the scene, outlines by confidence, a scale bar, an arrow to the north, a legend.
+        Picture to write, PNG or JPEG: the scene, outlines by confidence, a scale bar, a north arrow, a legend.
     dst_crs
-        CRS of the inventory, such as EPSG:32648; by default that of the scenes, which then have to share one.
+        CRS of the inventory, such as EPSG:32648; by default that of the scenes, which must then be the same.
     overwrite
         Whether existing files may be replaced. A GeoPackage with reviews or edits is replaced only if these are carried
         over to the new file.
     discard_review
         Whether to replace such a file and lose its reviews and edits.
     run_folder
-        Where the records of the run are kept, from which the same call resumes when this one ends early; by default in
-        a folder beside the first output, which is deleted when the run succeeds.
+        Where the records of the run are kept, from which the same call resumes if this one is interrupted; by default
+        in a folder beside the first output, which is deleted when the run succeeds.
     progress
         Follows the run.
     report
@@ -186,7 +186,7 @@ def extract(
 
 
 def _warn_of_other_evidence(path: str | Path | None, now: Set[str]) -> None:
-    """Name what an inventory was made with beside the scene, where this run, which continues it, is not given it."""
+    """Warn if an inventory was made with supplementary data that this run, which continues it, does not have."""
     if path is None:
         return
     made = provenance_of(path)
@@ -195,7 +195,7 @@ def _warn_of_other_evidence(path: str | Path | None, now: Set[str]) -> None:
     lost += ["mask"] if "mask" not in now and any("masks" in part for part in parts_of(made)) else []
     if lost:
         options = ", ".join("--" + name.replace("_", "-") for name in lost)
-        log.warning("%s was made with %s, and this run is not: give them again where they still apply", path, options)
+        log.warning("%s was made with %s, but this run is not: give them again if they still apply", path, options)
 
 
 def run_extract(
@@ -221,7 +221,7 @@ def run_extract(
 
 
 def read_drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts | None]:
-    """The prompts that replace the activation: for each grid those that lie on it, or None where no file is given."""
+    """The prompts that replace the activation: for each grid those on it, or None without a file."""
     if path is None:
         return [None] * len(plans)
     keys = [grid_key(plan.grid) for plan in plans]
@@ -231,7 +231,7 @@ def read_drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts |
         others = frozenset(keys) - {key}
         drawn.append(read_prompts(path, plan.grid, classes=plan.classes, partly=len(plans) > 1, others=others))
     if len(plans) > 1 and not any(map(len, drawn)):
-        raise VectorError(f"no prompt of {path} lies on any of the scenes: check the CRS of the file")
+        raise VectorError(f"no prompt of {path} is on any of the scenes: check the CRS of the file")
     if plans[0].method.selection == "overlap" and any(prompts.drawn.any() for prompts in drawn):
         raise OptionError(
             f"prompts of a person, in {path}, have no activation that --selection overlap could compare "

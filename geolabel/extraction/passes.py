@@ -1,7 +1,7 @@
 """The passes over a scene: the only functions that workers run.
 
-Each takes the run and the number of a task, reads what earlier passes left in the store, writes one record, and returns
-the few numbers that the client needs. No two tasks write the same record.
+Each takes the run and a task number, reads results of earlier passes from the store, writes one record, and returns the
+few numbers that the client needs. No two tasks write the same record.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from geolabel.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64A
 log = logging.getLogger(__name__)
 
 STRIP = 8
-"""Most windows that are read at once: tiles overlap, and what they share is then read and stretched once."""
+"""Maximum number of windows read at once: tiles overlap, and shared pixels are then read and stretched once."""
 
 NOWHERE = (slice(0, 0), slice(0, 0))
 
 NO_DATA, CLEAR, FOUND, FAILED, UNSEEN = "nodata", "clear", "landslide", "failed", "unseen"
-"""What became of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not shown to the localizer
-since the prompts came from elsewhere."""
+"""Status of a tile: nothing valid in it, below the gate, above the gate, unreadable, or not processed by the localizer
+since prompts were given."""
 
 
 @dataclass(frozen=True)
 class TileReport:
-    """What the first pass says of one tile."""
+    """Result of the first pass for one tile."""
 
     index: int
     status: str
@@ -57,19 +57,19 @@ class TileReport:
 
 @dataclass(frozen=True)
 class MaskTable:
-    """Where the masks of one segmentation task lie, and what the network thinks of them."""
+    """Windows and qualities of the masks of one segmentation task."""
 
     windows: Int64Array
-    """(M, 4) row, col, height, width of the crop that holds the mask."""
+    """(M, 4) row, col, height, width of the crop around the mask."""
     prompt_ids: Int64Array
     predicted_iou: Float32Array
     stability: Float32Array
     followed: BoolArray
-    """(M,) whether it is the region of the activation, with which the segmenter's mask disagreed."""
+    """(M,) whether it is the region of the activation, which replaced a mask that disagreed with it."""
     class_ids: Int32Array
     """(M,) index into the classes of the plan."""
     failures: tuple[tuple[Window, str], ...] = ()
-    """Windows that could not be segmented, and why."""
+    """Windows that could not be segmented, with the reason."""
 
 
 # --- 1. localize -----------------------------------------------------------------------------------------------------
@@ -113,10 +113,10 @@ def _locate(plan: Plan, images: Sequence[UInt8Array]) -> list[Activation]:
 
 
 def _not_numbers(plan: Plan, role: str, window: Window) -> str:
-    """Say that a network failed on a window; raises where that ends the run."""
+    """Report that a network failed on a window; raises if that ends the run."""
     message = (
-        f"{plan.reader.scene.name}: the {role} answers {window} with values that are no numbers: "
-        "check its weights, try --precision fp32, or leave such parts out with --on-error skip"
+        f"{plan.reader.scene.name}: the {role} returns values that are not finite for {window}: "
+        "check its weights, try --precision fp32, or skip such parts with --on-error skip"
     )
     if plan.parameters.on_error == "fail":
         raise TileError(message)
@@ -125,14 +125,14 @@ def _not_numbers(plan: Plan, role: str, window: Window) -> str:
 
 
 def _read(plan: Plan, windows: list[Window]) -> tuple[list[UInt8Array], list[BoolArray], dict[int, str]]:
-    """Stretched images and validity of windows; the messages of those that failed, which count as not valid."""
+    """Stretched images and validity of windows; messages of those that failed, which count as not valid."""
     images: list[UInt8Array] = []
     valid: list[BoolArray] = []
     failures: dict[int, str] = {}
     for strip, members in strips(windows, STRIP):
         try:
             image, mask = _picture(plan, strip)
-        except TileError:  # which of them it is shows when each is read alone
+        except TileError:  # reading each alone shows which one failed
             parts = [_alone(plan, window) for window in members]
         else:
             parts = [(image[window.within(strip)], mask[window.within(strip)], None) for window in members]
@@ -189,7 +189,7 @@ class Regions:
 
     spans: Spans
     probability: Int64Array
-    """(N,) largest class probability under each span, 0..255."""
+    """(N,) maximum class probability under each span, 0..255."""
 
 
 def _find_regions(run: Run, job: tuple[int, int]) -> Regions:
@@ -206,7 +206,7 @@ def _find_regions(run: Run, job: tuple[int, int]) -> Regions:
 
 
 def where_block(run: Run, job: Sequence[Any]) -> str:
-    """A job that begins with a block and a class, in words."""
+    """Description of a job that starts with a block and a class."""
     block, class_id = job[:2]
     of = f", class {run.plan.classes[class_id]}" if len(run.plan.classes) > 1 else ""
     return f"block {block}, {run.plan.blocks[block]}{of}"
@@ -219,7 +219,7 @@ PROMPT = Pass("prompt", _find_regions, Regions, where_block)
 
 
 def segment(run: Run, job: tuple[int, list[PromptedWindow]]) -> MaskTable:
-    """Write the masks that answer the prompts of a batch of windows, each cropped to where it is."""
+    """Write the masks for the prompts of a batch of windows, each cropped."""
     task, prompted = job
     crops: list[UInt8Array] = []
     rows: list[tuple[Window, int, float, float, int, bool]] = []
@@ -260,7 +260,7 @@ def _classes(plan: Plan, masks: Masks, prompts: Prompts) -> Int32Array:
 def _answers(
     run: Run, prompted: list[PromptedWindow], failures: list[tuple[Window, str]]
 ) -> Iterator[tuple[PromptedWindow, BoolArray, Masks]]:
-    """Yield windows, where they are valid, and their masks; those that failed go to `failures`."""
+    """Yield windows, their validity, and their masks; failed ones are added to `failures`."""
     plan, batch = run.plan, run.plan.segmenter.batch
     ahead = -(-STRIP // batch) * batch
     for start in range(0, len(prompted), ahead):
@@ -299,7 +299,7 @@ def _answer(run: Run, images: Sequence[UInt8Array], prompted: list[PromptedWindo
 
 
 def _followed(run: Run, seen: PromptedWindow, masks: Masks) -> tuple[Masks, BoolArray]:
-    """Masks of which those that disagree with the activation follow it, where it says where masks count; and which."""
+    """Masks after those that disagree with the activation are replaced, if the method does that; and which were."""
     if not (run.localized and run.plan.method.activation_floor and len(masks)):
         return masks, np.zeros(len(masks), bool)
     prompts = seen.prompts.shift(-seen.window.col, -seen.window.row)
@@ -312,16 +312,16 @@ def _active(run: Run, window: Window) -> BoolArray:
 
 
 def _grey(run: Run, window: Window) -> UInt8Array:
-    """(C, H, W) activation of each class, right where it exceeds the threshold."""
+    """(C, H, W) activation of each class, exact where it exceeds the threshold."""
     near = partial(reach, run.plan.method.activation_threshold)
     return np.stack([blend_activation(run, window, c, near) for c in range(len(run.plan.classes))])
 
 
 def _crop(scores: UInt8Array, valid: BoolArray, window: Window) -> tuple[Window, UInt8Array]:
-    """Where a mask of a window counts, and its scores there; an empty array where it counts nowhere."""
+    """Window of the valid part of a mask, and its scores there; an empty array if there is none."""
     near = extent(scores) or NOWHERE
     scores = scores[near] * valid[near]
-    inner = extent(scores) or NOWHERE  # smaller where the mask reaches into what is not valid
+    inner = extent(scores) or NOWHERE  # smaller if parts of the mask are not valid
     return window.part(near).part(inner), scores[inner]
 
 
@@ -337,13 +337,13 @@ SEGMENT = Pass("segment", segment, MaskTable, _where_windows, pixels="segment")
 
 @dataclass(frozen=True)
 class MaskPlace:
-    """One mask that reaches into a block: its number in the run, and where its scores are stored."""
+    """One mask that intersects a block: its number in the run, and where its scores are stored."""
 
     number: int
     task: int
     position: int
     drawn: bool = False
-    """Whether it answers a prompt that a person drew."""
+    """Whether it answers a prompt drawn by a person."""
 
 
 @lru_cache(maxsize=16)
@@ -354,7 +354,7 @@ def _segment_record(store: Store, task: int) -> tuple[Int64Array, Int64Array, UI
 
 
 def forget() -> None:
-    """Let go of the records that this process keeps in memory, when the run that they belong to is over."""
+    """Drop cached records when their run has ended."""
     activation_maps.forget()
     _segment_record.cache_clear()
 
@@ -362,21 +362,21 @@ def forget() -> None:
 def _mask_crops(
     store: Store, places: list[MaskPlace], *, drawn: bool = False
 ) -> Iterator[tuple[Window, UInt8Array, int]]:
-    """Yield where masks are, their scores, and their place in the list from 1; with `drawn`, only those of a person."""
+    """Yield windows and scores of masks, and their place in the list from 1; with `drawn`, only those of a person."""
     for k, place in enumerate(places, 1):
         if place.drawn or not drawn:
             yield *mask_crop(store, place.task, place.position), k
 
 
 def mask_crop(store: Store, task: int, position: int) -> tuple[Window, UInt8Array]:
-    """Where a mask is, and its scores (H, W) there, 0..254; `position` is its row in the table of a task."""
+    """Window of a mask, and its scores (H, W), 0..254; `position` is its row in the table of a task."""
     windows, offsets, scores = _segment_record(store, task)
     window = Window(*(int(v) for v in windows[position]))
     return window, scores[offsets[position] : offsets[position + 1]].reshape(window.height, window.width)
 
 
 def _merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
-    """Write the mosaic of a class in a block: the largest score of its masks, and whose it is. False for nothing.
+    """Write the mosaic of a class in a block: maximum score and winning mask of each pixel. False if empty.
 
     A block without a record has score 0 everywhere and no winner.
     """
@@ -385,14 +385,14 @@ def _merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
     valid = validity(run, window)
     if not places and valid is None:
         return False
-    # Few masks reach into a block: who won is kept as a place in `numbers`, most often in a byte.
+    # Few masks intersect a block: winners are stored as indices into `numbers`, usually in one byte.
     numbers = np.asarray([mosaic.NO_MASK, *(place.number for place in places)], np.int32)
     kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if len(places) <= np.iinfo(kind).max)
     scores, winner = mosaic.merge_scores(window, _mask_crops(run.store, places), kind)
     if run.localized and run.plan.method.activation_floor:
         kept = _above_floor(run, window, class_id, scores)
         scores, winner = scores * kept, winner * kept
-        if any(place.drawn for place in places):  # below the floor, what a person asked for is all there is
+        if any(place.drawn for place in places):  # below the floor, only masks of prompts drawn by a person are used
             asked, whose = mosaic.merge_scores(window, _mask_crops(run.store, places, drawn=True), kind)
             scores, winner = np.where(kept, scores, asked), np.where(kept, winner, whose)
     if valid is not None:
@@ -404,7 +404,7 @@ def _merge(run: Run, job: tuple[int, int, list[MaskPlace]]) -> bool:
 
 
 def _merge_maps(run: Run, job: tuple[int, int]) -> bool:
-    """Write the mosaic of a class in a block from the localizer's map; False for nothing, as `_merge`."""
+    """Write the mosaic of a class in a block from the localizer's map; False if empty, as in `_merge`."""
     block, class_id = job
     window = run.plan.blocks[block]
     grey = run.plan.method.map_of(run, window, class_id)
@@ -418,7 +418,7 @@ def _merge_maps(run: Run, job: tuple[int, int]) -> bool:
 
 
 def to_scores(grey: UInt8Array) -> UInt8Array:
-    """(H, W) scores 0..254 of grey values 0..255: one half, between 127 and 128, stays between 126 and 127."""
+    """(H, W) scores 0..254 of grey values 0..255; one half, between 127 and 128, becomes that between 126 and 127."""
     table: UInt8Array = np.floor(np.arange(LEVELS + 1) * (FULL / LEVELS)).astype(np.uint8)
     return table[grey]
 
@@ -439,11 +439,11 @@ MERGE_MAPS = Pass("merge", _merge_maps, bool, where_block, pixels="mosaic")
 
 
 AttributeLayer = Callable[[Run, int, Window, Spans], AnyArray]
-"""What a layer holds for a class in a window, as integers (H, W); values count under the spans alone."""
+"""Values (H, W) of a layer for a class in a window, as integers; only needed under the spans."""
 
 
 def _attribute_layers(run: Run) -> dict[str, AttributeLayer]:
-    """Layers that polygons are described by beside their scores, by the name that `geolabel.io.columns` gives them."""
+    """Layers with further attributes of polygons, by their name in `geolabel.io.columns`."""
     return {"activation": _activation_under} if run.localized else {}
 
 
@@ -456,7 +456,7 @@ def _activation_under(run: Run, class_id: int, window: Window, spans: Spans) -> 
 
 @dataclass(frozen=True)
 class MosaicSource:
-    """The finished mosaic of a class, read window by window for its polygons and rasters."""
+    """The finished mosaic of a class, read window by window for polygons and rasters."""
 
     run: Run
     class_id: int = 0
@@ -475,7 +475,7 @@ class MosaicSource:
         return scores
 
     def read(self, window: Window, spans: Spans) -> Layers:
-        """The scores, and under the spans the masks they came from and `_attribute_layers`, if there are such."""
+        """The scores, and under the spans the masks they came from and `_attribute_layers`, if any."""
         if self.run.plan.dense:
             return Layers(self.scores(window))
         winner = np.full((window.height, window.width), mosaic.NO_MASK, np.int32)
@@ -490,7 +490,7 @@ class MosaicSource:
         return Layers(self.scores(window), winner, attributes)
 
     def _records(self, window: Window, *names: str) -> Iterator[tuple[Window, Window, Mapping[str, AnyArray]]]:
-        """Yield the blocks that have a record and share pixels with a window: block, what they share, its arrays."""
+        """Yield the blocks that have a record and share pixels with a window: block, intersection, arrays."""
         plan, store = self.run.plan, self.run.store
         for block in plan.blocks.covering(window):
             layer = plan.layer(block, self.class_id)

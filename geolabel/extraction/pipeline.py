@@ -1,6 +1,6 @@
 """The passes over one working grid, in order: tiles, prompts, masks, mosaic, polygons.
 
-Each pass hands its tasks to the workers, leaves its pixels in the store and returns tables of small numbers.
+Each pass runs its tasks on the workers, keeps its pixels in the store and returns small tables.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from geolabel.tiles import TileGrid, Window
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array
 
 NOBODY = np.zeros(0, np.int64)
-"""No prompt."""
+"""No prompts."""
 
 
 def find_landslides(work: Work, drawn: Prompts | None = None, evidence: Evidence = NO_EVIDENCE) -> Part:
-    """Run the five passes. Each leaves its pixels in the store and returns a table of small numbers.
+    """Run the five passes. Each keeps its pixels in the store and returns a small table.
 
     Parameters
     ----------
     drawn
         Prompts that replace the activation, in pixels of the working grid.
     evidence
-        What is known beside the scene.
+        Supplementary data.
     """
     tiles, prompts, masks = find_scores(work, drawn)
     objects, polygons = polygonize(work, masks, prompts.ids[prompts.drawn], evidence)
@@ -52,7 +52,7 @@ def find_landslides(work: Work, drawn: Prompts | None = None, evidence: Evidence
 
 
 def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFrame, Prompts, list[MaskTable]]:
-    """Run the passes up to the mosaic: tiles, prompts, masks; tiles alone where the localizer's maps are the scores."""
+    """Run the passes up to the mosaic: tiles, prompts, masks; only tiles if the localizer's maps are the scores."""
     tiles, plan = localize(work), work.run.plan
     if plan.dense:
         _merge_maps(work)
@@ -67,7 +67,7 @@ def find_scores(work: Work, drawn: Prompts | None = None) -> tuple[gpd.GeoDataFr
 
 
 def localize(work: Work) -> gpd.GeoDataFrame:
-    """Pass 1: the activation of every tile that holds a valid pixel."""
+    """Pass 1: the activation of every tile with valid pixels."""
     plan = work.run.plan
     reports = [
         tile for batch in work.each(passes.LOCALIZE, plan.localize_tasks, networks=[plan.localizer]) for tile in batch
@@ -77,7 +77,7 @@ def localize(work: Work) -> gpd.GeoDataFrame:
 
 
 def find_prompts(work: Work) -> Prompts:
-    """Pass 2: box and centroid of every place where a landslide is likely, unless the method has prompts of its own."""
+    """Pass 2: box and centroid of every region of activation, or the method's own prompts."""
     plan = work.run.plan
     own = plan.method.find_prompts(work)
     if own is not None:
@@ -136,7 +136,7 @@ def _tile_prompts(spans: Spans, whole: Prompts, tiles: TileGrid) -> Prompts:
 
 
 def fit_to_tiles(prompts: Prompts, tiles: TileGrid) -> Prompts:
-    """The same prompts, those larger than a tile cut to tiles; the parts get numbers that no other prompt has."""
+    """The same prompts, with those larger than a tile split by tile; the parts get new numbers."""
     large = oversized(prompts, tiles)
     if not large.any():
         return prompts
@@ -151,7 +151,7 @@ def _numbered(prompts: Prompts) -> Prompts:
 
 
 def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
-    """Pass 3: masks of the windows that hold a prompt, each window once for all its prompts, and of no other."""
+    """Pass 3: masks of the windows with prompts, each window once for all its prompts."""
     batches = batches_of(prompts, work.run.plan)
     tables = list(work.each(passes.SEGMENT, batches, networks=[work.run.plan.segmenter]))
     work.report.count_masks(prompts, [window for _, windows in batches for window in windows], tables)
@@ -159,7 +159,7 @@ def segment(work: Work, prompts: Prompts) -> list[MaskTable]:
 
 
 def batches_of(prompts: Prompts, plan: Plan) -> list[tuple[int, list[PromptedWindow]]]:
-    """The tasks of pass 3 and their numbers: windows that hold a prompt, some at a time."""
+    """The tasks of pass 3 and their numbers: windows with prompts, in batches."""
     windows = [
         replace(seen, prompts=seen.prompts.only(plan.method.prompts)) for seen in assign(prompts, plan.segment_tiles)
     ]
@@ -168,12 +168,12 @@ def batches_of(prompts: Prompts, plan: Plan) -> list[tuple[int, list[PromptedWin
 
 
 def merge(work: Work, masks: Sequence[MaskTable], drawn_ids: Int64Array = NOBODY) -> None:
-    """Pass 4: the mosaic of every block, from the masks that reach into it.
+    """Pass 4: the mosaic of every block, from the masks that intersect it.
 
     Parameters
     ----------
     drawn_ids
-        Prompts that a person drew: their masks count wherever they are, whatever the localizer says of the place.
+        Prompts drawn by a person: their masks are used whatever the activation is.
     """
     blocks = work.run.plan.blocks
     drawn = [np.isin(table.prompt_ids, drawn_ids) for table in masks]
@@ -206,10 +206,9 @@ def polygonize(
     Parameters
     ----------
     drawn_ids
-        Prompts that a person drew: what answers them has no confidence, and so is no candidate.
+        Prompts drawn by a person: their objects have no confidence, and are never candidates.
     evidence
-        What is known beside the scene. Ground that it speaks against is cut out of objects that no drawn prompt asks
-        for.
+        Supplementary data. Ground that contradicts a landslide is cut out of objects without drawn prompts.
     """
     plan, parameters, gsd = work.run.plan, work.run.plan.parameters, work.run.plan.grid.gsd
     mosaic, known = MosaicSource.of_classes(work.run), known_beside(work.run, evidence)
@@ -224,7 +223,7 @@ def polygonize(
             split=parameters.split if known is None else None,
             apply=work.apply,
         )
-        if known is not None:  # what other ground joins comes apart first, then what is narrow
+        if known is not None:  # other ground is cut out before necks are split
             fixed = _asked(work, objects, np.isin(prompt_ids, drawn_ids))
             objects = cut_ground(work, objects, known, fixed, parameters.min_area.pixels(gsd))
             if parameters.split is not None:
@@ -246,7 +245,7 @@ def polygonize(
 
 
 def _asked(work: Work, objects: Objects, drawn: BoolArray) -> BoolArray:
-    """(K,) which objects have pixels that masks won of which a person drew the prompts (M,)."""
+    """(K,) objects with pixels won by masks of prompts drawn by a person (M,)."""
     found = np.zeros(objects.count, bool)
     if drawn.any():
         sums = sum_objects(MosaicSource.of_classes(work.run), work.run.plan.blocks, objects, apply=work.apply)
@@ -286,9 +285,9 @@ def _tile_table(reports: Sequence[TileReport], plan: Plan) -> gpd.GeoDataFrame:
 
 
 def _seen_in(work: Work, objects: Objects) -> list[tuple[str, str | None]] | None:
-    """Source and date of each object: the scenes that show in its pixels, the first on top; None for a single scene.
+    """Source and date of each object: the scenes shown in its pixels, in order of precedence; None for a single scene.
 
-    A date is only given where all of these scenes have it.
+    A date is only given if all of these scenes have it.
     """
     run = work.run
     scene_mosaic = scene_mosaic_of(run.plan.reader)
@@ -313,7 +312,7 @@ def _source_and_date(scene_mosaic: SceneMosaic, numbers: list[int]) -> tuple[str
 def _scenes_under(run: Run, job: tuple[Window, Spans, Int32Array]) -> Int64Array:
     """(N, 2) pairs of object and scene, for the spans of objects in a block.
 
-    Only where the grids of several scenes meet under a span are pixels read.
+    Pixels are read only where several scenes overlap under a span.
     """
     window, spans, labels = job
     scene_mosaic, grid = scene_mosaic_of(run.plan.reader), run.plan.grid
@@ -342,7 +341,7 @@ _SCENES_UNDER = Pass("scenes-under", _scenes_under, Int64Array)
 
 
 def _footprints(run: Run, scene_mosaic: SceneMosaic, window: Window) -> list[tuple[int, Window]]:
-    """Where the scenes that may lie under a window are on the working grid, rounded outward."""
+    """Windows of the scenes that may be under a window, on the working grid, rounded outward."""
     tall, wide = axes(scene_mosaic.grid, run.plan.grid)
     top, bottom = (tall.offset + edge * tall.scale for edge in (window.row, window.bottom))
     left, right = (wide.offset + edge * wide.scale for edge in (window.col, window.right))

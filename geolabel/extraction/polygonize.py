@@ -1,4 +1,4 @@
-"""From any raster of masks or scores to landslide polygons."""
+"""Convert any raster of masks or scores to landslide polygons."""
 
 from __future__ import annotations
 
@@ -44,28 +44,28 @@ def polygonize(
     discard_review: bool = False,
     progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
-    """Turn a raster of masks, labels or scores into landslides with attributes.
+    """Convert a raster of masks, labels or scores to landslides with attributes.
 
     Parameters
     ----------
     raster, threshold, nodata, gsd
         See `geolabel.io.read.scores.ScoreRaster`.
     band
-        One-based; None for the only one, or the first of a raster that is no picture, but for all bands of scores of
-        several classes that geolabel wrote.
+        One-based; None for the only one, or the first of a raster that is not an image, or for all score bands of
+        several classes written by geolabel.
     classes
-        Those that are wanted: descriptions of bands, or names that the band tags ``class_K`` give to values; none for
-        all. A pixel is of the class that scores highest.
+        Classes to use: descriptions of bands, or names that the band tags ``class_K`` give to values; none for all. A
+        pixel belongs to the class with the highest score.
     out
         File of layers to write, see `geolabel.io.write.vectors.WRITERS`; None to write nothing.
     min_area, max_hole, split, simplify, smooth
         See `geolabel.extraction.vectorize.vectorize`.
     block_size
-        Side in pixels of the blocks that are read at a time; no result depends on it.
+        Side in pixels of the blocks that are read at a time; it does not affect the result.
     dst_crs
         CRS of the polygons; None for that of the raster.
     overwrite
-        Whether `out` may be replaced, unless it holds reviews or edits.
+        Whether `out` may be replaced, unless it contains reviews or edits.
     discard_review
         Whether to replace such a file and lose its reviews and edits.
     progress
@@ -119,7 +119,7 @@ def polygonize(
     unknown = {"event_date": source.reader.scene.event_date, "notes": None, "confidence": None}
     unknown |= {} if source.scored else {"score_mean": None, "score_max": None}
     found = found.assign(source=source.reader.scene.name, status=REVIEW_STATES[0], **unknown)
-    found = found.assign(**dict.fromkeys(LANDSLIDE_COLUMNS.keys() - set(found)))  # what needs more than a raster
+    found = found.assign(**dict.fromkeys(LANDSLIDE_COLUMNS.keys() - set(found)))  # attributes that need a scene
     found = in_dst_crs(found[[*LANDSLIDE_COLUMNS, found.geometry.name]], crs)
     if out is not None:
         measures = {"min_area": min_area, "max_hole": max_hole, "simplify": simplify, "smooth": smooth}

@@ -1,4 +1,4 @@
-"""From a scene to a raster of scores, read from where the run left them."""
+"""From a scene to a raster of scores, read from the records of the run."""
 
 from __future__ import annotations
 
@@ -64,33 +64,33 @@ def predict(
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> xr.DataArray:
-    """Score every pixel of a scene: 0..1, one half at the edge of a landslide, NaN where the scene is not valid.
+    """Score every pixel of a scene: 0..1, one half at the edge of a landslide, NaN if not valid.
 
-    The networks run now, and blocks of scores are read when they are asked for. With ``compute=False`` the networks
-    run when the first block is asked for, on the scheduler of dask that is active then.
+    The networks run now, and blocks of scores are read on demand. With ``compute=False`` the networks run when the
+    first block is requested, on the dask scheduler that is active then.
 
     Parameters
     ----------
     scene, reading, networks, parameters, prompts_from, overwrite, progress, report
-        As in `geolabel.extract`; several scenes have to lie on one grid.
+        As in `geolabel.extract`; several scenes must be on one grid.
     out
-        Cloud Optimized GeoTIFF to write: 0 to 254, and 255 where the scene is not valid. The array is then read from
+        Cloud Optimized GeoTIFF to write: 0 to 254, and 255 for pixels that are not valid. The array is then read from
         it.
     run_dir
-        Folder of the records of the run. With `out`, a run that ended early resumes from it; by default it is beside
-        the file. Without, it has to be empty and is needed for as long as the array is used; by default it is a
-        temporary one that is deleted with the array. On a cluster all workers have to see it.
+        Folder for the records of the run. With `out`, an interrupted run resumes from it; by default it is beside the
+        file. Without, it must be empty and is needed while the array is used; by default it is a temporary one that is
+        deleted with the array. On a cluster all workers must see it.
     keep
-        Whether the records stay when the file is written.
+        Whether to keep the records after the file is written.
     compute
-        Whether the networks run now. If not, they are tasks of the graph of the array, ``scores.data.dask``: localize,
+        Whether the networks run now. If not, they are tasks in the graph of the array, ``scores.data.dask``: localize,
         prompt, segment, merge and score.
 
     Returns
     -------
     xarray.DataArray
-        (y, x) float32, backed by dask, with the CRS and transform of the working grid as rioxarray has them, and the
-        centres of pixels as coordinates where the grid is not rotated. Of several
+        (y, x) float32, backed by dask, with the CRS and transform of the working grid following rioxarray, and pixel
+        centres as coordinates unless the grid is rotated. For several
         classes (band, y, x), where the coordinate ``band`` names the classes.
 
     Raises
@@ -109,9 +109,9 @@ def predict(
     >>> scores[:1000, :1000].plot()  # doctest: +SKIP
     """
     if out is not None and not compute:
-        raise OptionError(f"compute=False: the networks have to run now to write {out}; leave out one of the two")
+        raise OptionError(f"compute=False: the networks must run now to write {out}; omit one of the two")
     if keep and out is None:
-        raise OptionError("keep: without a file the records stay in run_dir for as long as the array is used")
+        raise OptionError("keep: without a file the records stay in run_dir while the array is used")
     reading = reading or Reading()
     scenes = list_scenes(scene, asset=reading.asset)
     inputs = [prompts_from, *reading.inputs, *(one.source for one in scenes)]
@@ -127,7 +127,7 @@ def predict(
         return _to_xarray([_Scores(ScoreRaster(out, band=band)) for band in range(1, len(plan.classes) + 1)], plan)
     (drawn,) = read_drawn(prompts_from, groups.plans)
     if run_dir is not None and any(storage_at(run_dir).names()):
-        raise RunError(f"{run_dir} is not empty: give another run_dir, for as long as the array is used")
+        raise RunError(f"{run_dir} is not empty: give another run_dir, which is needed while the array is used")
     scratch = _Scratch() if run_dir is None else None
     store = Store(scratch.folder if scratch else Path(run_dir or ""))
     run = Run(plan, store, localized=asks_localizer(plan, [drawn]))
@@ -147,7 +147,7 @@ def run_predict(
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Report:
-    """Do what was planned as far as the scores and write them; the records of the run are gone at the end."""
+    """Run a plan up to the scores and write them; the records of the run are deleted at the end."""
     drawn = read_drawn(prompts_from, groups.plans)
     options = run_folder or RunFolderOptions()
     with under_way(groups.plans, targets, options, drawn, progress, report) as (work,):
@@ -161,9 +161,9 @@ def run_predict(
 
 
 def _calls_before(run: Run, drawn: Prompts | None = None) -> Callable[[int], list[Any]]:
-    """The passes as calls of a dask graph: which of them have to be made before a block is read, by its number.
+    """The passes as calls of a dask graph: by block number, the calls that must run before the block is read.
 
-    What a call finds is kept in the store, so that no network runs twice for blocks that are asked for one by one.
+    Results are kept in the store, so networks run only once even if blocks are requested one by one.
     """
     plan = run.plan
     locate = Recorded(passes.LOCALIZE.bind(run), run.store)
@@ -195,7 +195,7 @@ def _tasks_under(plan: Plan, window: Window) -> list[int]:
 
 
 def _first(function: Callable[[T], R], item: T, _: Sequence[Any]) -> R:
-    """Call a function when the calls that it depends on are made."""
+    """Call a function after the calls that it depends on."""
     return function(item)
 
 
@@ -210,7 +210,7 @@ def _prompts(run: Run, drawn: Prompts | None, _: Sequence[Any]) -> Prompts:
 
 
 def _masks(run: Run, share: int, shares: int, prompts: Prompts) -> list[tuple[int, MaskTable]]:
-    """One of several shares of the tasks of the segmenter, whose number is not known before the prompts are."""
+    """One of several shares of the segmenter's tasks, whose number is unknown before the prompts are."""
     segment = Recorded(passes.SEGMENT.bind(run), run.store)
     tasks = batches_of(prompts, run.plan)[share::shares]
     return [(job[0], table) for job in tasks if (table := segment((job[0], job)).result) is not None]
@@ -225,7 +225,7 @@ def _merge(run: Run, prompts: Prompts, masks: Sequence[Sequence[tuple[int, MaskT
 
 
 class _Scratch:
-    """A temporary folder that lives as long as this object."""
+    """A temporary folder that exists as long as this object."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="geolabel-"))
@@ -234,7 +234,7 @@ class _Scratch:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Reads scores as fractions. Holds the temporary folder, which so lives as long as the array that reads from it."""
+    """Reads scores as fractions. Holds the temporary folder, which thus exists as long as the array that reads it."""
 
     source: MosaicSource | ScoreRaster
     scratch: _Scratch | None = None
@@ -248,7 +248,7 @@ class _Scores:
 
 
 def _centres(grid: Grid) -> dict[str, Float64Array]:
-    """Coordinates of the pixels' centres along each axis; none for a rotated grid, whose axes have none."""
+    """Coordinates of pixel centres along each axis; none for a rotated grid."""
     a, b, c, d, e, f = grid.transform[:6]
     if b or d:
         return {}

@@ -1,4 +1,4 @@
-"""What a user asks for: how to read a scene, with which networks and method. Plain records that become a plan."""
+"""The user's request: how to read a scene, with which networks and method. Plain records that become a plan."""
 
 from __future__ import annotations
 
@@ -50,27 +50,27 @@ class Reading:
     """
 
     bands: str | tuple[int, ...] | None = None
-    """Red, green and blue, as numbers from 1, descriptions or colours; None to find them in the header."""
+    """Red, green and blue, as one-based numbers, descriptions or colours; None to find them in the header."""
     nodata: float | None = None
     gsd: float | None = None
     """Metres per pixel of a scene without CRS, or of the zoom level to read of a layer of map tiles."""
     aoi: str | Path | None = None
-    """A vector file; only its polygons are worked on."""
+    """A vector file; only the area of its polygons is processed."""
     aoi_layer: str | None = None
-    """Its layer; None for the only one that holds polygons."""
+    """Its layer; None for the only one with polygons."""
     bounds: tuple[float, float, float, float] | None = None
-    """Left, bottom, right, top in the scene's CRS; only this part is worked on."""
+    """Left, bottom, right, top in the scene's CRS; only this part is processed."""
     working_gsd: float | None = None
-    """Metres per pixel to work at; None for the scene's own within the networks' range."""
+    """Metres per pixel of the working grid; None for the scene's own within the networks' range."""
     stretch: str = "p2-98"
     """Radiometric stretch of the whole scene: percentiles, two values, or ``none``."""
     time: str | None = None
-    """Which of several times of a file or dataset is the scene: an ISO 8601 date, or date and time, as far as it takes
-    to tell it from the others."""
+    """Which of several times of a file or dataset to read: an ISO 8601 date or date and time, or a prefix of one that
+    is unique."""
     asset: str | None = None
-    """Which asset of STAC items is the scene; None for the one that is a picture."""
+    """Asset of STAC items to read; None for the only image."""
     mask: str | Path | tuple[str | Path, ...] = ()
-    """Rasters of any grid and CRS: pixels that are not zero are left out; see `geolabel.io.read.masks`."""
+    """Rasters on any grid and in any CRS whose non-zero pixels are excluded; see `geolabel.io.read.masks`."""
 
     def __post_init__(self) -> None:
         check_metres("gsd", self.gsd)
@@ -93,17 +93,17 @@ FOLDER_FILES = {
     "sam_checkpoint": "segmenter.safetensors",
     "confidence_model": "confidence.json",
 }
-"""Files of a folder of networks, by the field of `Networks` that they fill."""
+"""Files of a folder of networks, by the field of `Networks` that they set."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Which networks run, and where.
+    """The networks to run, and where.
 
     Raises
     ------
     OptionError
-        If the name of the device is unknown.
+        If the device name is invalid.
     """
 
     localizer: str | None = None
@@ -112,24 +112,24 @@ class Networks:
     """Name, file or folder of the segmenter, or ``OWNER/NAME[@REVISION]`` of the hub; None for the bundled one."""
     sam_checkpoint: str | Path | None = None
     confidence_model: str | Path | None = None
-    """File of the confidence of polygons, fitted to these networks; None for the one of the bundled networks."""
+    """File with the confidence model of these networks; None for that of the bundled networks."""
     device: str = "auto"
     precision: str = "auto"
     engine: Literal["auto", "torch", "onnx"] = "auto"
-    """``onnx`` is ONNX Runtime; ``auto`` is that for the bundled networks, and what was adapted from them, over a scene
-    on a CPU in fp32, and torch elsewhere."""
+    """``onnx`` is ONNX Runtime; ``auto`` selects it for the bundled networks, and networks adapted from them, for
+    scenes on a CPU in fp32, and torch otherwise."""
     batch: int | Literal["auto"] | None = None
-    """Images per network call; None for 1 on the CPU and 8 on a GPU, ``auto`` for as many as its memory takes."""
+    """Images per network call; None for 1 on a CPU and 8 on a GPU, ``auto`` for as many as fit in its memory."""
     compile: Compile | None = None
-    """Whether torch.compile makes the segmenter's encoder; ``auto`` does so on a GPU over large scenes. None is
-    ``off``."""
+    """Whether to compile the segmenter's encoder with torch.compile; ``auto`` does so on a GPU for large scenes. None
+    is ``off``."""
 
     def __post_init__(self) -> None:
         check_device(self.device)
 
     @classmethod
     def of(cls, given: Networks | str | Path | None) -> Networks:
-        """The networks that a user names: this record, a folder of them (see `from_folder`), or None for the bundled.
+        """Networks given as this record, as a folder (see `from_folder`), or as None for the bundled ones.
 
         Raises
         ------
@@ -139,25 +139,25 @@ class Networks:
         if isinstance(given, str | Path):
             return cls.from_folder(given)
         if given is not None and not isinstance(given, Networks):
-            raise OptionError(f"networks {given!r}: give geolabel.Networks(...), or a folder that geolabel adapt wrote")
+            raise OptionError(f"networks {given!r}: give geolabel.Networks(...), or a folder written by geolabel adapt")
         return given or cls()
 
     @classmethod
     def from_folder(cls, folder: str | Path, **where: Any) -> Self:
-        """The networks of a folder, as `geolabel.adapt` writes it.
+        """The networks of a folder written by `geolabel.adapt`.
 
         Parameters
         ----------
         folder
-            Holds ``localizer.safetensors``, ``segmenter.safetensors`` and ``confidence.json``, or some of them; what is
-            missing is that of the bundled networks.
+            Contains ``localizer.safetensors``, ``segmenter.safetensors`` and ``confidence.json``, or some of them;
+            missing ones are those of the bundled networks.
         **where
-            Fields of this record that say where networks run: device, precision, engine, batch, compile.
+            Fields of this record for where networks run: device, precision, engine, batch, compile.
 
         Raises
         ------
         WeightsError
-            If the folder holds no network.
+            If the folder has no networks.
         """
         files = {role: Path(folder) / name for role, name in FOLDER_FILES.items()}
         found: dict[str, Any] = {role: str(path) for role, path in files.items() if path.is_file()}
@@ -172,7 +172,7 @@ class Networks:
         """Recipes of the localizer and the segmenter."""
         from geolabel.models import loading
 
-        # Decided where the networks will run: the client of a cluster may have no GPU.
+        # Resolved where the networks will run: the client of a cluster may have no GPU.
         device, precision = _where_networks_run(worker.device_and_precision, self.device, self.precision)
         batch = self.batch if isinstance(self.batch, int) else loading.default_batch(device)
         engine = "torch" if self.engine == "auto" else self.engine
@@ -191,7 +191,7 @@ class Networks:
         return self.fitted(loading.with_engine(replace(localizer, **where), engine), loading.with_engine(asked, engine))
 
     def fitted(self, localizer: AnyRecipe, segmenter: OtherRecipe) -> tuple[AnyRecipe, OtherRecipe]:
-        """The same recipes, where the batch is ``auto`` with as many images as their GPU takes with both in memory."""
+        """The same recipes, with batch ``auto`` resolved to the number of images that fit on their GPU."""
         if self.batch != "auto":
             return localizer, segmenter
         one, other = _largest_batch(localizer, segmenter), _largest_batch(segmenter, localizer)
@@ -205,10 +205,10 @@ class Networks:
         return self.fastest(localizer), self.fastest(uncompiled(segmenter))
 
     def fastest(self, recipe: AnyRecipe) -> AnyRecipe:
-        """The same recipe for the engine that is faster, where calls of small networks run side by side.
+        """The same recipe with the engine that is faster for parallel calls of small networks.
 
-        An engine that was chosen stays. Else it follows from the network and the device alone, so that machines of one
-        kind have one result.
+        An explicit engine is kept. Otherwise it depends on network and device only, so machines of one kind give the
+        same result.
         """
         from geolabel.models import loading
 
@@ -218,12 +218,12 @@ class Networks:
         return loading.with_engine(recipe, "onnx") if faster else recipe
 
     def refuse(self, why: str, *names: str) -> None:
-        """Refuse networks that were chosen for a method that does not run them.
+        """Refuse networks that were chosen for a method that does not use them.
 
         Parameters
         ----------
         why
-            What is said of them.
+            Reason, for the message.
         names
             Fields of this record.
 
@@ -240,10 +240,10 @@ class Networks:
 
 @dataclass(frozen=True)
 class SceneMethod:
-    """A method over scenes: a frozen record of its settings, which knows what to do with them.
+    """A method over scenes: a frozen record of its settings, with its implementation.
 
-    The fields here are what the passes read. A method that has one of them as its option inherits it from its settings,
-    too; in all others it keeps a value that changes nothing.
+    The fields here are read by the passes. A method with one of them as an option also inherits it from its settings;
+    in others the field keeps a value without effect.
 
     Raises
     ------
@@ -253,24 +253,24 @@ class SceneMethod:
 
     name: ClassVar[str]
     gate: float = field(default=0.5, init=False)
-    """Minimum class probability of an activation that is followed up, in some window of the localizer's size."""
+    """Minimum class probability, in some window of the localizer's size, of activation that is used."""
     activation_threshold: int = field(default=120, init=False)
-    """Grey value 0..255 that activation has to exceed (APSAM, eq. 2)."""
+    """Grey value 0..255 that activation must exceed (APSAM, eq. 2)."""
     activation_floor: int | None = field(default=0, init=False)
-    """Grey value 0..255 that the activation of a mask's pixels has to exceed."""
+    """Grey value 0..255 that the activation of a mask's pixels must exceed."""
     prompts: Literal["box", "point", "both"] = field(default="both", init=False)
-    """What the segmenter is given of each object."""
+    """Form of the prompts of each object."""
     selection: Selection = field(default="best_iou", init=False)
     """Which of the segmenter's candidates answers a prompt."""
     min_quality: float = field(default=0.0, init=False)
-    """Minimum predicted IoU x stability of a mask that takes part in the mosaic; the papers leave out none."""
+    """Minimum predicted IoU x stability of masks in the mosaic; the papers have no minimum."""
 
     def __post_init__(self) -> None:
         check_limits(self)
 
     @property
     def dense(self) -> bool:
-        """Whether the localizer's maps are the scores, and no segmenter is asked."""
+        """Whether the localizer's maps are the scores, without a segmenter."""
         return False
 
     @classmethod
@@ -284,7 +284,7 @@ class SceneMethod:
         return {"method": self.name} | values
 
     def require(self) -> None:
-        """Make sure that what the method needs is installed: asked before a scene is opened.
+        """Check that the method's optional dependencies are installed, before a scene is opened.
 
         Raises
         ------
@@ -293,7 +293,7 @@ class SceneMethod:
         """
 
     def with_defaults(self, networks: Networks) -> Self:  # noqa: ARG002
-        """The same settings, with what suits the networks where one is None."""
+        """The same settings with defaults of the networks for those that are None."""
         return self
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
@@ -302,36 +302,36 @@ class SceneMethod:
         Raises
         ------
         OptionError
-            If a network is chosen that the method does not run.
+            If a network is chosen that the method does not use.
         WeightsError
-            If a network cannot be had, or was not trained for the method.
+            If a network cannot be loaded or downloaded, or was not trained for the method.
         """
         return networks.recipes(self.selection)
 
     def find_prompts(self, work: Work) -> Prompts | None:  # noqa: ARG002
-        """Prompts of the method's own, in pixels of the working grid; None for box and centroid of every region."""
+        """The method's own prompts, in pixels of the working grid; None for box and centroid of every region."""
         return None
 
     def ask(self, work: Work) -> tuple[Prompts, list[MaskTable]] | None:  # noqa: ARG002
-        """Prompts and masks of a method that asks in a way of its own; None for one that has prompts."""
+        """Prompts and masks of a method with its own way of segmenting; None for others."""
         return None
 
     def sample(self, height: int, width: int) -> Prompts:
-        """What a tile of that size may be asked, to time it: one box."""
+        """Prompts to time a tile of that size: one box."""
         return Prompts.build(boxes=np.asarray([[1.0, 1.0, max(2, width - 1), max(2, height - 1)]]))
 
     def counts(self, work: Work, masks: Sequence[MaskTable]) -> list[BoolArray]:  # noqa: ARG002
-        """Which masks of every table take part in the mosaic."""
+        """Which masks of every table are used in the mosaic."""
         return [np.ones(len(table.windows), bool) for table in masks]
 
     def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
-        """(H, W) grey values 0..255 of a class in a window, which are its scores; called of dense methods alone."""
+        """(H, W) grey values 0..255 of a class in a window, used as scores; called for dense methods only."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ContourMethod(ApsamScenes, SceneMethod):
-    """APSAM over scenes, and what is done unless another method is chosen: box and centroid of every region.
+    """APSAM over scenes, the default: box and centroid of every region.
 
     The activation floor is that of the localizer, see `geolabel.models.defaults`; the published method has none, 0.
     """
@@ -348,34 +348,34 @@ class ContourMethod(ApsamScenes, SceneMethod):
 LIKELY = 0.2
 """Minimum confidence of a landslide with the bundled networks.
 
-Of the polygons on images for choices, 3 % of those that are right have less, and 20 % of those that are wrong; no set
-of these images loses F1. A higher one leaves fewer false alarms, and misses landslides, large ones among them."""
+On images reserved for such choices, 3 % of the correct polygons have less, and 20 % of the wrong ones; F1 does not
+decrease on any set. A higher minimum leaves fewer false alarms but misses landslides, including large ones."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Every number and choice that the polygons depend on, beside the scene and the networks."""
+    """All numbers and choices that polygons depend on, besides the scene and the networks."""
 
     method: SceneMethod = field(default_factory=ContourMethod)
-    """What is asked of the networks, with the settings of its own."""
+    """The method, with its settings."""
     class_names: tuple[str, ...] = ()
-    """Classes to find, of those that the localizer or the student knows; none for all. The others are as good as not
-    known: a pixel belongs to the one of these classes that scores highest."""
+    """Classes to find, of those that the localizer or student knows; none for all. Other classes are ignored: a pixel
+    belongs to the one of these classes with the highest score."""
     tile_size: int | None = None
     """Side in pixels of the segmenter's windows; None for the network's own."""
     overlap: int | None = None
-    """Pixels that neighbouring tiles share; None for a quarter of the tile."""
+    """Overlap of neighbouring tiles in pixels; None for a quarter of the tile."""
     block_size: int = 2048
-    """Side in pixels of the blocks that the mosaic is written in. No result depends on it."""
+    """Side in pixels of the blocks of the mosaic. It does not affect the result."""
     score_threshold: float = 0.5
     """Minimum score of a landslide's pixels in the mosaic."""
     min_confidence: float | None = None
-    """Minimum confidence of a landslide; what is less sure is a candidate. None for
-    `LIKELY` where the networks have a confidence, and for no limit elsewhere."""
+    """Minimum confidence of a landslide; polygons below are candidates. None for
+    `LIKELY` if the networks have a confidence, otherwise for no minimum."""
     min_area: Measure = field(default_factory=lambda: Measure(50, "px"))
     max_hole: Measure = field(default_factory=lambda: Measure(50, "px"))
     split: float | None = None
-    """Cut landslides where they are narrower than this share of the narrower of both parts, 0..1; None for not."""
+    """Split landslides at necks narrower than this share of the narrower part, 0..1; None for no splitting."""
     simplify: Measure = field(default_factory=lambda: Measure(0.75, "px"))
     smooth: Measure = field(default_factory=lambda: Measure(0, "px"))
     on_error: Literal["fail", "skip"] = "fail"
@@ -390,11 +390,11 @@ class Parameters:
         }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
-                raise OptionError(f"{name} {value}: it has to be between {low} and {high}")
+                raise OptionError(f"{name} {value}: it must be between {low} and {high}")
         for name in ("min_area", "max_hole", "simplify", "smooth"):
             Measure.check(name, getattr(self, name))
         if self.tile_size is not None and self.tile_size < 32:
-            raise OptionError(f"tile size {self.tile_size} px: a network sees nothing below 32 px")
+            raise OptionError(f"tile size {self.tile_size} px: networks need at least 32 px")
         if self.overlap is not None and self.tile_size is not None and not 0 <= self.overlap < self.tile_size:
             raise OptionError(
                 f"overlap {self.overlap} px does not fit a tile size of {self.tile_size} px: give an overlap from 0 to "
@@ -402,25 +402,25 @@ class Parameters:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for provenance, those of the method among them."""
+        """Plain values for provenance, including those of the method."""
         plain = {name: str(value) if isinstance(value, Measure) else value for name, value in vars(self).items()}
-        del plain["class_names"]  # the plan says which classes these are
+        del plain["class_names"]  # recorded in the plan
         return plain | self.method.as_dict()
 
 
 def decide(
     networks: Networks, parameters: Parameters
 ) -> tuple[Parameters, tuple[Recipe, Recipe], FittedConfidence | None]:
-    """The parameters with all that follows from the networks, recipes of localizer and segmenter, and the confidence.
+    """The parameters with all defaults of the networks, recipes of localizer and segmenter, and the confidence.
 
-    The confidence is None for the one that comes with geolabel.
+    The confidence is None for the bundled one.
 
     Raises
     ------
     OptionError
-        If a network is chosen that the method does not run, or a minimum confidence where none is known.
+        If a network is chosen that the method does not use, or a minimum confidence without a confidence model.
     WeightsError
-        If a network cannot be had, or was not trained for the method.
+        If a network cannot be loaded or downloaded, or was not trained for the method.
     """
     method = parameters.method.with_defaults(networks)
     recipes = method.recipes(networks)
@@ -434,25 +434,25 @@ def decide(
 def with_limit(
     parameters: Parameters, recipes: tuple[Recipe, Recipe], confidence: FittedConfidence | None = None
 ) -> Parameters:
-    """The parameters with the minimum confidence that suits the networks, where none is given.
+    """The parameters with the default minimum confidence of the networks, unless given.
 
     Raises
     ------
     OptionError
-        If one is given and polygons of these networks, or of this method, have no confidence.
+        If one is given, but polygons of these networks, or of this method, have no confidence.
     """
     if not knows({recipe.role: recipe.sha256 for recipe in recipes}, parameters.method.name, confidence):
         if parameters.min_confidence:
             raise OptionError(
-                f"min confidence {parameters.min_confidence}: polygons have a confidence with the bundled networks "
-                "and --method apsam alone; leave it out, or give that of these networks with --confidence-model"
+                f"min confidence {parameters.min_confidence}: polygons only have a confidence with the bundled networks "
+                "and --method apsam; omit it, or give that of these networks with --confidence-model"
             )
         return parameters
     return replace(parameters, min_confidence=LIKELY) if parameters.min_confidence is None else parameters
 
 
 def check_trained(localizer: Recipe, method: str) -> None:
-    """Refuse a localizer that was not trained for a method: its map is on another scale, and points elsewhere.
+    """Refuse a localizer that was not trained for a method: its map has another scale and meaning.
 
     Raises
     ------
@@ -466,8 +466,8 @@ def check_trained(localizer: Recipe, method: str) -> None:
     if trained != method:
         how = f"with --method {trained}" if trained else "in another way"
         raise WeightsError(
-            f"--method {method} needs a localizer that was trained so, and {localizer.source} was trained {how}: train "
-            f"one on chips (geolabel train localizer --method {method}) and give its file with --localizer, or take "
+            f"--method {method} needs a localizer that was trained for it, but {localizer.source} was trained {how}: "
+            f"train one on chips (geolabel train localizer --method {method}) and give its file with --localizer, or use "
             "--method apsam"
         )
 
@@ -475,14 +475,14 @@ def check_trained(localizer: Recipe, method: str) -> None:
 def _where_networks_run(function: Callable[..., R], *arguments: Any) -> R:
     try:
         from geolabel.engine import executors
-    except ModuleNotFoundError:  # a machine that only trains may have no dask, and then has no cluster either
+    except ModuleNotFoundError:  # a machine that only trains may have no dask, and thus no cluster
         return function(*arguments)
     return executors.where_networks_run(function, *arguments)
 
 
 @cache
 def _largest_batch(recipe: Recipe, beside: Recipe) -> int:
-    # Once in a process: the free memory may be other each time, and a run is of one batch.
+    # Once per process: the free memory may vary, and a run uses one batch size.
     from geolabel.models import tuning
 
     batch = _where_networks_run(tuning.largest_batch, recipe, beside)

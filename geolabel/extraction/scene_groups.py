@@ -1,4 +1,4 @@
-"""The scenes of a run, one or many: those on one grid are worked on as one, the others one after the other."""
+"""The scenes of a run: those on one grid are processed as one mosaic, others one after another."""
 
 from __future__ import annotations
 
@@ -42,35 +42,35 @@ AS_IT_IS = Stretch((0.0,) * 3, (255.0,) * 3, "none")
 
 @dataclass(frozen=True)
 class SceneGroups:
-    """The scenes of a run by the grid that they share, and what the run does on each."""
+    """The scenes of a run, grouped by grid, with a plan for each group."""
 
     plans: tuple[Plan, ...]
     """One for each grid, in the order of its first scene."""
     crs: pyproj.CRS | None
-    """Of the polygons."""
+    """CRS of the polygons."""
     scenes: int = 1
     warnings: tuple[str, ...] = ()
-    """What had to be guessed, for the user to check, and where the networks are known to do badly."""
+    """Assumptions for the user to check, and cases where the networks are known to do badly."""
     evidence: tuple[Evidence, ...] = ()
-    """What is known beside the scenes, for each grid; empty for nothing."""
+    """Supplementary data for each grid; empty for none."""
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """A single scene, whose polygons stay in its own CRS."""
+        """A single scene, whose polygons keep its CRS."""
         return cls((plan,), plan.grid.crs)
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A scene whose header has been read."""
+    """A scene with its header."""
 
     reader: SceneReader
     scene: Scene
     warnings: tuple[str, ...]
     product: str | None = None
-    """Which of geolabel's own rasters it is, if it is no image."""
+    """Kind of geolabel product that it is, if it is not an image."""
     given: SceneInput = field(default_factory=lambda: SceneInput(""))
-    """What a list or a table says of it."""
+    """Its entries in a list or table."""
 
 
 def prepare(
@@ -95,9 +95,9 @@ def prepare_scenes(
     raster: str | Path | None = None,
     supplements: Supplements | None = None,
 ) -> SceneGroups:
-    """Open the headers of scenes, load the networks and decide the run.
+    """Read the headers of scenes, load the networks and plan the run.
 
-    In workers a network call takes one thread unless more are asked for.
+    In workers a network call uses one thread by default.
 
     Parameters
     ----------
@@ -106,15 +106,15 @@ def prepare_scenes(
     dst_crs
         CRS of the polygons; by default the scenes' own.
     raster
-        An output for which all scenes have to share a grid, if there is one.
+        An output for which all scenes must share a grid, if there is one.
     supplements
-        What is given beside the scenes; None where no image from before is compared.
+        Supplementary data; None if earlier images are not used.
 
     Raises
     ------
     OptionError
         If the scenes have different CRSs and `dst_crs` is not given, `dst_crs` is unknown, or scenes on several grids
-        are to become one raster.
+        are requested as one raster.
     GeolabelError
         See `geolabel.errors`.
     """
@@ -131,11 +131,11 @@ def prepare_scenes(
     groups = _groups(opened)
     if raster is not None and len(groups) > 1:
         raise OptionError(
-            f"{raster} is one raster, and the scenes lie on {len(groups)} grids, such as those of "
+            f"{raster} is one raster, but the scenes are on {len(groups)} grids, such as those of "
             f"{groups[0][0].scene.name} and {groups[1][0].scene.name}: give scenes of one CRS, resolution and alignment"
         )
     crs = crs or _common_crs(opened)
-    # the areas of interest come before the networks: most mistakes show there, before a network is loaded
+    # areas of interest are checked first: most mistakes appear there, before a network is loaded
     areas = [_area(group, reading, alone=alone) for group in groups]
     inside = [
         (here, area)
@@ -166,20 +166,20 @@ def prepare_scenes(
 
 
 def _beside(group: Sequence[_Opened], supplements: Supplements | None) -> Supplements:
-    """What is known beside the scenes of a group, with the images from before that a table names.
+    """Supplementary data of a group, with the earlier images that a table names.
 
     Raises
     ------
     OptionError
-        If nobody compares these images, or others are given too.
+        If these images are not used by the command, or others are given too.
     """
     given = group[0].given
     if not given.before:
         return supplements or NO_SUPPLEMENTS
     if supplements is None:
         raise OptionError(
-            f"{given.before[0]} is an image from before {group[0].scene.name}, and only extract compares them: "
-            "leave the column before out of the table"
+            f"{given.before[0]} is an image from before {group[0].scene.name}, but only extract compares them: "
+            "remove the column before from the table"
         )
     if supplements.befores:
         raise OptionError(f"--before {supplements.befores[0]}: the table names {given.before[0]}; give one of the two")
@@ -187,7 +187,7 @@ def _beside(group: Sequence[_Opened], supplements: Supplements | None) -> Supple
 
 
 def _for_workers(parameters: Parameters) -> Parameters:
-    """The parameters with one thread per network call in workers, where no number is given."""
+    """The parameters with one thread per network call in workers, if not given."""
     shared = executors.clustered() or executors.in_task()
     return replace(parameters, threads=1) if shared and parameters.threads is None else parameters
 
@@ -205,20 +205,20 @@ def _findings(plans: Sequence[Plan]) -> list[tuple[str, str]]:
 
 
 def _cautions(plans: Sequence[Plan]) -> list[str]:
-    """What was measured of the networks at these sizes of pixels, where that is a reason for caution; each once."""
+    """Measured accuracy at these pixel sizes, if it is a reason for caution; each once."""
     texts = [
         measured_accuracy.caution(
-            max(plan.reader.scene.grid.gsd, plan.grid.gsd),  # finer scenes are reduced to what the networks know
+            max(plan.reader.scene.grid.gsd, plan.grid.gsd),  # finer scenes are reduced to the networks' range
             {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)},
         )
         for plan in plans
-        if isinstance(plan.method, ContourMethod)  # as what was measured
+        if isinstance(plan.method, ContourMethod)  # the measured method
     ]
     return list(dict.fromkeys(text for text in texts if text is not None))
 
 
 def parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:
-    """A CRS as a user names it.
+    """A CRS given by the user.
 
     Raises
     ------
@@ -232,26 +232,26 @@ def parse_crs(given: str | pyproj.CRS | None) -> pyproj.CRS | None:
 
 
 def check_dst_crs(crs: pyproj.CRS | None, own: pyproj.CRS | None) -> None:
-    """Refuse to reproject to `crs`, if any, what has no CRS of its own.
+    """Refuse to reproject to `crs`, if any, data without a CRS.
 
     Raises
     ------
-    OptionError
+    If the data has none.
         If that is so.
     """
     if crs is not None and own is None:
-        raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: leave out --dst-crs")
+        raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: omit --dst-crs")
 
 
 def same_crs(one: pyproj.CRS | None, other: pyproj.CRS | None) -> bool:
-    """Whether coordinates mean the same in both."""
+    """Whether coordinates have the same meaning in both."""
     if one is None or other is None:
         return one is other
     return bool(one.equals(other, ignore_axis_order=True))
 
 
 MESSAGE_BYTES = 16 << 20
-"""A larger array in memory is not sent along with every task."""
+"""Bytes; a larger array in memory is not sent along with every task."""
 
 
 def _source(source: str | Labelled, reading: Reading) -> str | Labelled | MapTiles:
@@ -337,7 +337,7 @@ def _refuse_bands(opened: Sequence[_Opened]) -> None:
     Raises
     ------
     SceneError
-        If there are any, with the command that joins them.
+        If there are any, with the command that merges them.
     """
     pictures: dict[tuple[str, Grid], list[tuple[str, str]]] = {}
     for one in opened:
@@ -379,13 +379,13 @@ def _common_crs(opened: Sequence[_Opened]) -> pyproj.CRS | None:
 
 
 def _differing(opened: Sequence[_Opened]) -> _Opened | None:
-    """A scene whose CRS is not that of the first."""
+    """A scene whose CRS differs from that of the first."""
     first = opened[0].scene.grid.crs
     return next((one for one in opened[1:] if not same_crs(first, one.scene.grid.crs)), None)
 
 
 def _within_bounds(opened: Sequence[_Opened], bounds: tuple[float, float, float, float]) -> list[_Opened]:
-    """Those scenes that a rectangle in their CRS meets."""
+    """The scenes that intersect a rectangle in their CRS."""
     if _differing(opened) is not None:
         raise OptionError("bounds are in the scenes' CRS, and these scenes have several: give an --aoi with its own")
     inside = _meeting(opened, shapely.box(*bounds))
@@ -395,7 +395,7 @@ def _within_bounds(opened: Sequence[_Opened], bounds: tuple[float, float, float,
 
 
 def _meeting(opened: Sequence[_Opened], region: shapely.Geometry) -> list[_Opened]:
-    """Those scenes that a region in their CRS covers in part."""
+    """The scenes that intersect a region in their CRS."""
     return [one for one in opened if shapely.intersection(one.scene.grid.outline, region).area > 0]
 
 
@@ -413,7 +413,7 @@ def _groups(opened: Sequence[_Opened]) -> list[list[_Opened]]:
 
 
 def _area(group: Sequence[_Opened], reading: Reading, *, alone: bool) -> shapely.Geometry | None:
-    """The area of interest in the CRS of a group, if there is one; a scene that is alone has to meet it."""
+    """The area of interest in the CRS of a group, if there is one; a single scene must intersect it."""
     from geolabel.io.read.features import read_aoi
 
     if reading.aoi is None:
@@ -446,7 +446,7 @@ def _plan_group(
 
 
 def _scene_mosaic(group: Sequence[_Opened], stretch: str, on_error: str, masks: Sequence[Mask]) -> SceneMosaic:
-    """Scenes on one grid as one, which reaches as far as they do; what masks hide has no say in their stretch."""
+    """Scenes on one grid as one mosaic over all of them; masked pixels are excluded from stretches."""
     base = group[0].scene.grid
     windows = [window for one in group if (window := base.window_of(one.scene.grid)) is not None]
     assert len(windows) == len(group), "these scenes do not share a grid"
@@ -474,4 +474,4 @@ def _scene_mosaic(group: Sequence[_Opened], stretch: str, on_error: str, masks: 
 def _examined(spec: str, on_error: str, masks: Sequence[Mask], reader: SceneReader) -> tuple[SceneReader, Stretch]:
     with reader.without(masks) if masks else reader as opened:
         found, stretch = examined(opened, spec, on_error)
-    return found.without(()) if masks else found, stretch  # the scene mosaic leaves out what they hide
+    return found.without(()) if masks else found, stretch  # the scene mosaic applies the masks

@@ -1,4 +1,4 @@
-"""Everything in a scene: from a grid of points to polygons that keep one identity across tiles.
+"""Segment everything in a scene: from a grid of points to polygons with one identity across tiles.
 
 scene -> tiles -> grid of points -> masks -> objects across tiles -> polygons -> GeoPackage
 """
@@ -60,12 +60,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OBJECTS = 64
-"""Objects that a task outlines."""
+"""Objects per outlining task."""
 
 
 @dataclass(frozen=True)
 class GridPrompts(GridSettings, SceneMethod):
-    """What is asked everywhere, and what counts as an answer.
+    """The grid of prompts, and which answers are accepted.
 
     Raises
     ------
@@ -78,12 +78,12 @@ class GridPrompts(GridSettings, SceneMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.same <= 1:
-            raise OptionError(f"IoU of one object {self.same}: it has to be above 0, up to 1")
+            raise OptionError(f"IoU of one object {self.same}: it must be above 0, up to 1")
         self.filters(BUNDLED)
         GridPrompter(self.points_per_side)
 
     def filters(self, segmenter: str) -> Filters:
-        """What counts as an answer of a segmenter."""
+        """Filters for the segmenter's answers."""
         given = {"predicted_iou": self.predicted_iou, "stability": self.stability, "duplicate": self.duplicate}
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(segmenter_defaults(segmenter).filters, **chosen)
@@ -98,7 +98,7 @@ class GridPrompts(GridSettings, SceneMethod):
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Everything that a run found."""
+    """All results of a run."""
 
     segments: gpd.GeoDataFrame
     plan: Plan
@@ -124,21 +124,21 @@ def segment(
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> gpd.GeoDataFrame:
-    """Find everything in a scene that the segmenter takes for an object, whatever it is.
+    """Find all objects in a scene that the segmenter detects, without classes.
 
     Parameters
     ----------
     scene, out, reading, networks, dst_crs, overwrite, discard_review, run_folder, progress, report
         As in `geolabel.extract`.
     everything
-        What is asked, and what counts as an answer.
+        The grid of prompts, and which answers are accepted.
     parameters
-        As in `geolabel.extract`; only those of tiles and polygons matter, and no method.
+        As in `geolabel.extract`; only those of tiles and polygons are used, and no method.
 
     Returns
     -------
     geopandas.GeoDataFrame
-        One row per segment. Segments may overlap: a part and the whole are both there.
+        One row per segment. Segments may overlap, such as a part and the whole.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def run_segment(
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Segmentation:
-    """Do what was planned and write what was asked for; the records of the run are deleted at the end."""
+    """Run a plan and write the outputs; the records of the run are deleted at the end."""
     asked = {"everything": {name: getattr(everything, name) for name in everything.options()}}
     with under_way([plan], targets, run_folder or RunFolderOptions(), [None], progress, report, asked) as (work,):
         try:
@@ -193,7 +193,7 @@ def run_segment(
 
 
 def _find_segments(work: Work, everything: GridPrompts) -> gpd.GeoDataFrame:
-    """Run the passes: masks of every tile, what they are of, which are one object, and its outline."""
+    """Run the passes: masks of every tile, their properties, matches between tiles, and outlines."""
     tables = ask_everywhere(work, everything.points_per_side)
     places, tile_of = _locate(tables, everything.points_per_side**2)
     seen = _sight(work, tables, places, tile_of)
@@ -203,7 +203,7 @@ def _find_segments(work: Work, everything: GridPrompts) -> gpd.GeoDataFrame:
 
 
 def ask_everywhere(work: Work, points_per_side: int) -> list[MaskTable]:
-    """Pass 1: the masks of every tile. Prompts are numbered through the tiles, so a mask knows its own."""
+    """Pass 1: the masks of every tile. Prompts are numbered over all tiles, so a mask identifies its prompt."""
     tiles, grid = work.run.plan.segment_tiles, GridPrompter(points_per_side)
     step = -(-min(tiles.size, max(tiles.height, tiles.width)) // points_per_side)
     windows = [PromptedWindow(tile, _numbered(grid, tile, index), reach=step) for index, tile in enumerate(tiles)]
@@ -223,7 +223,7 @@ def _numbered(grid: GridPrompter, tile: Window, index: int) -> Prompts:
 
 
 def _locate(tables: Sequence[MaskTable], points: int) -> tuple[dict[int, Places], Int64Array]:
-    """Where the masks of each tile are stored, and (M,) the tile of every mask; masks count through the tables."""
+    """Places of the stored masks of each tile, and (M,) the tile of every mask; masks are numbered over the tables."""
     places: dict[int, Places] = {}
     tile_of = np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids // points for table in tables)])
     first = 0
@@ -237,7 +237,7 @@ def _locate(tables: Sequence[MaskTable], points: int) -> tuple[dict[int, Places]
 
 
 def _sight(work: Work, tables: Sequence[MaskTable], places: dict[int, Places], tile_of: Int64Array) -> Sightings:
-    """Pass 2: small numbers of every mask."""
+    """Pass 2: compact properties of every mask."""
     tiles = work.run.plan.segment_tiles
     jobs = [(tiles[tile], where) for tile, where in places.items()]
     rows = [row for found in work.each(LOOK, jobs) for row in found]
@@ -254,7 +254,7 @@ def _sight(work: Work, tables: Sequence[MaskTable], places: dict[int, Places], t
 
 
 def _pair_up(work: Work, places: dict[int, Places], least: float) -> tuple[Int64Array, Any]:
-    """Pass 3: (N, 2) which masks of overlapping tiles are of one object, and (N,) how well they agree."""
+    """Pass 3: (N, 2) masks of overlapping tiles that show one object, and (N,) their agreement."""
     tiles = work.run.plan.segment_tiles
     jobs = []
     for tile, where in places.items():
@@ -307,22 +307,22 @@ def _parts(masks: list[int], places: dict[int, Places], tile_of: Int64Array) -> 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the masks of one tile are stored: a record and their positions in it."""
+    """Where the masks of one tile are stored: a record and positions in it."""
 
     task: int
     positions: tuple[int, ...]
     first: int
-    """Number, in the run, of the first of them; the others follow."""
+    """Run-wide number of the first mask; the others follow."""
 
     @property
     def numbers(self) -> range:
-        """Numbers of the masks in the run."""
+        """Run-wide numbers of the masks."""
         return range(self.first, self.first + len(self.positions))
 
 
 @dataclass(frozen=True)
 class Seam:
-    """Two tiles that overlap."""
+    """Two overlapping tiles."""
 
     shared: Window
     first: Places
@@ -330,7 +330,7 @@ class Seam:
 
 
 def _look(run: Run, job: tuple[Window, Places]) -> list[tuple[bool, int, int, int]]:
-    """Of every mask of a tile: whether it is cut off, row and column of its representative point, and its pixels."""
+    """For every mask of a tile: whether it is cut off, row and column of its representative point, and its pixels."""
     tile, places = job
     parts = _read_parts(run.store, places)
     return [
@@ -349,7 +349,7 @@ LOOK = Pass("look", _look, list[tuple[bool, int, int, int]], _where_tile)
 
 
 def _compare(run: Run, job: tuple[float, Seam]) -> tuple[Int64Array, Float64Array]:
-    """Pairs of masks, as numbers of the run, that agree where two tiles overlap; and how well."""
+    """Pairs of masks, by run-wide number, that agree where two tiles overlap; and their agreement."""
     least, seam = job
     near = [_near(run.store, places, seam.shared) for places in (seam.first, seam.second)]
     (first, a), (second, b) = near
@@ -424,7 +424,7 @@ def _record(store: Store, task: int) -> tuple[Int64Array, Int64Array, AnyArray]:
 
 
 def _read_parts(store: Store, places: Places) -> list[Part]:
-    """The masks of a tile, each within the smallest window that holds it."""
+    """The masks of a tile, each in its smallest window."""
     windows, offsets, scores = _record(store, places.task)
     return [_part(windows[k], scores[offsets[k] : offsets[k + 1]] >= EDGE) for k in places.positions]
 
@@ -442,7 +442,7 @@ def _part(window: Int64Array, flat: AnyArray) -> Part:
 
 
 def _forget() -> None:
-    """Let go of the records that this process keeps in memory."""
+    """Drop cached records."""
     _record.cache_clear()
 
 

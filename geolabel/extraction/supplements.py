@@ -1,4 +1,4 @@
-"""What a user gives beside the scenes: heights, images from before and their masks, dates, excluded ground."""
+"""Supplementary data of scenes: heights, earlier images and their masks, dates, excluded ground."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from geolabel.urls import without_secrets
 
 @dataclass(frozen=True)
 class Supplements:
-    """What a user gives beside the scenes.
+    """Supplementary data given by the user.
 
     Raises
     ------
     OptionError
-        If a minimum slope is given without heights, or is not in degrees, or no scene before is there to mask.
+        If a minimum slope is given without heights, or is not in degrees, or masks without an earlier image.
     """
 
     dem: str | Path | None = None
@@ -28,18 +28,18 @@ class Supplements:
     min_slope: Measure | None = None
     """Minimum mean slope of a landslide, degrees."""
     exclude: str | Path | None = None
-    """A vector file: on its polygons nothing counts as a landslide."""
+    """A vector file of ground where nothing counts as a landslide."""
     before: str | Path | Sequence[str | Path] | None = None
     """An image from before the event, on any grid and in any CRS, or several in order of precedence."""
     before_mask: str | Path | Sequence[str | Path | None] = ()
-    """Masks of it, see `geolabel.io.read.masks`; of several images one for each, or None."""
+    """Its masks, see `geolabel.io.read.masks`; for several images one for each, or None."""
     register: bool = True
-    """Whether to measure how far it is displaced; else its position is trusted."""
+    """Whether to measure its displacement; otherwise its position is trusted."""
     cut: bool = True
-    """Whether to cut ground out of polygons, see `geolabel.extraction.cutting`; else whole polygons are judged."""
+    """Whether to cut ground out of polygons, see `geolabel.extraction.cutting`; otherwise whole polygons are judged."""
     event_after: str | None = None
     event_before: str | None = None
-    """ISO 8601 dates that the event was between, instead of those of the images."""
+    """ISO 8601 dates of the interval with the event, instead of those of the images."""
 
     def __post_init__(self) -> None:
         self._check_masks()
@@ -52,17 +52,17 @@ class Supplements:
                 raise OptionError(f"--min-slope {self.min_slope}: give degrees below 90, such as 10deg")
 
     def check_used(self, *, in_table: bool) -> None:
-        """Refuse what applies to nothing.
+        """Refuse options without effect.
 
         Parameters
         ----------
         in_table
-            Whether a table of scenes names images from before.
+            Whether a table of scenes names earlier images.
 
         Raises
         ------
         OptionError
-            If there is no image whose position could be trusted, or no evidence that would cut.
+            If there is no earlier image whose position could be trusted, or no evidence for cutting.
         """
         compared = bool(self.befores) or in_table
         if not compared and not self.register:
@@ -78,12 +78,12 @@ class Supplements:
 
     @property
     def befores(self) -> list[str | Path]:
-        """The images from before."""
+        """The earlier images."""
         return _listed(self.before)
 
     @property
     def before_masks(self) -> list[list[str | Path]]:
-        """The masks of each image from before."""
+        """The masks of each earlier image."""
         given = _listed(self.before_mask)
         if len(self.befores) == 1:
             return [[path for path in given if not _is_none(path)]]
@@ -103,11 +103,11 @@ class Supplements:
         if given and len(self.befores) not in (1, len(given)):
             raise OptionError(
                 f"{len(given)} --before-mask for {len(self.befores)} --before: give one for each, in their order, and "
-                "none where nothing is left out"
+                "none where nothing is masked"
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for provenance: what was given."""
+        """Plain values for provenance: the given data."""
         given = {"dem": self.dem, "min_slope": self.min_slope, "exclude": self.exclude}
         given |= {"event_after": self.event_after, "event_before": self.event_before}
         named: dict[str, Any] = {
@@ -120,7 +120,7 @@ class Supplements:
 
 
 def _is_date(text: str) -> bool:
-    """Whether a text is a date in full: later versions of Python take other forms too, which as texts have no order."""
+    """Whether a text is a full date: later versions of Python accept other forms, which do not sort as text."""
     try:
         return date.fromisoformat(text).isoformat() == text
     except ValueError:

@@ -1,7 +1,7 @@
 """From a mosaic to a table of landslides, block by block.
 
-Passes over the blocks find spans, join them into objects, and sum what lies under each object. Nothing that comes out
-depends on the size of the blocks or on the order in which they are done.
+Passes over the blocks find spans, join them into objects, and sum values under each object. The result does not depend
+on the size of the blocks or their order.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
     import geopandas as gpd
 
 Map = Callable[[Bound[Any], Iterable[Any]], Iterable[Any]]
-"""Applies a pass to jobs and yields the results in their order, as `map` does."""
+"""Applies a pass to jobs and yields the results in order, like `map`."""
 
 SCORE = "score"
-"""The layer of scores, by its name in `geolabel.io.columns`."""
+"""Name of the layer of scores in `geolabel.io.columns`."""
 
 BATCH_SPANS = 1 << 20
-"""Spans that are outlined at a time, rounded up to whole objects: a bound on memory, not on results."""
+"""Maximum spans outlined at a time, rounded up to whole objects, to bound memory."""
 
 
 class MosaicReader(Protocol):
-    """A finished mosaic of one class, read window by window. Copies of it travel to where the windows are read."""
+    """A finished mosaic of one class, read window by window. It is pickled to the workers that read it."""
 
     def scores(self, window: Window) -> UInt8Array:
         """(H, W) 0..254, or `geolabel.masks.OUTSIDE`."""
         ...
 
     def read(self, window: Window, spans: Spans) -> Layers:
-        """The scores and what lies beside them, as far as it lies under `spans`; elsewhere values mean nothing.
+        """The scores and other layers, needed only under `spans`; other values are undefined.
 
-        A layer is there in all windows that hold an object, or in none.
+        A layer is present in all windows with an object, or in none.
         """
         ...
 
 
 Mosaics = MosaicReader | Sequence[MosaicReader]
-"""A mosaic, or one for each class: a pixel is of the class that scores highest, of the first of these where it ties."""
+"""A mosaic, or one per class: a pixel belongs to the class with the highest score, ties to the first."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +63,30 @@ class Objects:
     """K objects of a mosaic after cleaning, numbered from 0 by their first pixel in raster order."""
 
     spans: Spans
-    """In raster order; those of different classes or parts may touch."""
+    """In raster order; spans of different classes or parts may touch."""
     labels: Int32Array
     """(N,) object of each span."""
     count: int
     class_ids: Int32Array
     """(K,) class of each object."""
     parts: Int32Array | None = None
-    """(K,) which part each is of what was cut, from 0; None where nothing was. Different parts may touch."""
+    """(K,) part number of each split object, from 0; None if nothing was split. Different parts may touch."""
     ground: BoolArray | None = None
-    """(K,) which are other ground that was cut out of landslides, see `geolabel.extraction.cutting`; None where nobody
-    looked. They may touch the others."""
+    """(K,) whether each is ground cut out of landslides, see `geolabel.extraction.cutting`; None if nothing was
+    checked. They may touch the others."""
 
     def mask(self, window: Window) -> UInt8Array:
-        """(H, W) class of the object at each pixel, counted from 1; 0 where none is."""
+        """(H, W) class of the object at each pixel, from 1; 0 without an object."""
         return self.spans.paint(window, (self.class_ids[self.labels] + 1).astype(np.uint8))
 
     def only(self, kept: BoolArray) -> Objects:
-        """Some of the objects, chosen by (K,), renumbered."""
+        """Some of the objects, selected by (K,), renumbered."""
         under = kept[self.labels]
         numbers = np.cumsum(kept, dtype=np.int32) - np.int32(1)
         return Objects(self.spans[under], numbers[self.labels[under]], int(kept.sum()), self.class_ids[kept])
 
     def cut(self, neck: float, min_area_px: float) -> Objects:
-        """The objects, cut where they are narrow; see `geolabel.splitting`."""
+        """The objects, split at necks; see `geolabel.splitting`."""
         spans, labels, origin = split_at_necks(self.spans, self.labels, self.count, neck=neck, min_area_px=min_area_px)
         parts = np.zeros(len(origin), np.int32)
         for one in np.flatnonzero(np.bincount(origin, minlength=self.count) > 1):
@@ -109,7 +109,7 @@ class Objects:
         return total(self.spans.lengths, self.labels, self.count)
 
     def batches(self, size: int = BATCH_SPANS) -> Iterator[Objects]:
-        """Yield the objects in order, some whole ones at a time, as few as hold `size` spans."""
+        """Yield the objects in order, as few whole ones at a time as have `size` spans."""
         order = np.argsort(self.labels, kind="stable")
         ends = np.cumsum(np.bincount(self.labels, minlength=self.count))
         cuts = np.append(0, np.flatnonzero(np.diff(ends // size, append=-1)) + 1)
@@ -133,20 +133,20 @@ def find_objects(
     split: float | None = None,
     apply: Map = map,
 ) -> Objects:
-    """Find, class by class, the 4-connected components of what scores at least `threshold` and is of the class.
+    """Find, class by class, the 4-connected components with a score of at least `threshold`.
 
-    First components of fewer than `min_area_px` pixels are dropped, then holes of up to `max_hole_px` pixels filled. A
-    hole is 8-connected background that neither reaches the frame of the grid nor holds a pixel that is not valid or is
-    of an object of another class.
+    First, components of fewer than `min_area_px` pixels are dropped, then holes of up to `max_hole_px` pixels filled. A
+    hole is 8-connected background that does not reach the frame of the grid and contains no pixel that is not valid or
+    belongs to another class.
 
     Parameters
     ----------
     mosaic
-        Of one class, or of each; a pixel that is not valid is so in all.
+        For one class, or for each; validity must be the same in all.
     split
-        Cut objects at necks, see `geolabel.splitting.split_at_necks`; None for not.
+        Split objects at necks, see `geolabel.splitting.split_at_necks`; None for no splitting.
     apply
-        Runs the work on blocks.
+        Runs the tasks on blocks.
     """
     mosaics = _per_class(mosaic)
     found = list(apply(_FIND_SPANS.bind(mosaics, threshold, min_area_px), blocks))
@@ -165,7 +165,7 @@ def _per_class(mosaic: Mosaics) -> Sequence[MosaicReader]:
 
 
 def _number(classes: Sequence[tuple[Spans, Int32Array, int]]) -> Objects:
-    """Put the objects of all classes (spans, object of each, how many) together, numbered by their first pixels."""
+    """Merge the objects of all classes (spans, object of each, count), numbered by their first pixels."""
     if len(classes) == 1:
         return Objects(*classes[0], np.zeros(classes[0][2], np.int32))
     spans = Spans.concatenate([part for part, _, _ in classes])
@@ -191,7 +191,7 @@ def with_ground(kept: Spans, ground: Spans) -> Objects:
 def _find_spans(
     mosaics: Sequence[MosaicReader], threshold: int, min_area_px: float, window: Window
 ) -> tuple[list[Spans], bool]:
-    """Spans of each class in one block, and whether it holds a pixel that is not valid."""
+    """Spans of each class in one block, and whether the block has a pixel that is not valid."""
     scores = mosaics[0].scores(window)
     best = np.zeros(scores.shape if len(mosaics) > 1 else (0, 0), np.uint8)
     for c, mosaic in enumerate(mosaics[1:], 1):
@@ -205,7 +205,7 @@ def _find_spans(
         mask &= ~outside
     masks = [mask & (best == c) for c in range(len(mosaics))] if len(mosaics) > 1 else [mask]
     classes = [Spans.of_mask(own, window) for own in masks]
-    # Specks end here, so what travels and what is joined stays small however noisy the scores are.
+    # Specks are dropped here, so that little data is transferred and joined however noisy the scores are.
     if min_area_px > 1:
         classes = [drop_small(spans, min_area_px, frame=window) for spans in classes]
     return classes, any_outside
@@ -257,7 +257,7 @@ _INVALID_HOLES = Pass("invalid-holes", _invalid_holes, Int32Array)
 
 @dataclass(frozen=True)
 class Sums:
-    """Exact integers behind the attributes of K objects, or of those in one block."""
+    """Exact integers for the attributes of K objects, or of those in one block."""
 
     labels: Int32Array
     """(K,) the objects."""
@@ -268,10 +268,10 @@ class Sums:
     maxima: Int64Array
     """(L, K) its maximum."""
     wins: Int64Array | None
-    """(P, 3) object, mask, and how many of the object's pixels the mask won, in ascending order; None without masks."""
+    """(P, 3) object, mask, and number of the object's pixels won by the mask, ascending; None without masks."""
 
     def of(self, column: Of, areas: Int64Array) -> Float64Array | None:
-        """(K,) a statistic of objects of `areas` pixels; None where the mosaic has no such layer."""
+        """(K,) a statistic of objects of `areas` pixels; None if the mosaic has no such layer."""
         if column.layer not in self.layers:
             return None
         place = self.layers.index(column.layer)
@@ -287,7 +287,7 @@ def sum_objects(mosaic: Mosaics, blocks: BlockGrid, objects: Objects, *, apply: 
     """Sum the layers of the mosaic of its class over the pixels of every object."""
     parts = list(apply(_SUM_BLOCK.bind(_per_class(mosaic)), _shares(blocks, objects)))
     labels = np.concatenate([np.zeros(0, np.int32), *(part.labels for part in parts)])
-    if labels.min(initial=0) < 0 or labels.max(initial=-1) >= objects.count:  # sums are counted out by them
+    if labels.min(initial=0) < 0 or labels.max(initial=-1) >= objects.count:  # they are used as indices
         raise IndexError(f"sums of object {labels.max()}, where there are {objects.count}")
 
     layers = parts[0].layers if parts else (SCORE,)
@@ -307,7 +307,7 @@ def sum_objects(mosaic: Mosaics, blocks: BlockGrid, objects: Objects, *, apply: 
 
 
 def _shares(blocks: BlockGrid, objects: Objects) -> Iterator[tuple[int, Window, Spans, Int32Array]]:
-    """Yield what each block holds of the objects of each class, where it holds anything."""
+    """Yield the part of each block that belongs to objects of each class, if any."""
     for class_id in np.unique(objects.class_ids).tolist():
         of_class = objects.class_ids[objects.labels] == class_id
         own, labels = objects.spans[of_class], objects.labels[of_class]
@@ -327,7 +327,7 @@ def _sum_block(mosaics: Sequence[MosaicReader], job: tuple[int, Window, Spans, I
     if layers.winner is not None:
         winner = layers.winner.reshape(-1)[spans.pixels(window)]
         pairs = np.repeat(labels.astype(np.int64) << 32, spans.lengths) | winner
-        # Neighbours that one mask won are counted as runs, of which there are few to sort; NO_MASK makes a pair of -1.
+        # Neighbours won by one mask are counted as runs, of which there are few to sort; NO_MASK makes a pair of -1.
         runs = np.flatnonzero(np.diff(pairs, prepend=-2))
         counted = _unpack(pairs[runs], np.diff(runs, append=len(pairs)))
         wins = _merge_wins(counted[pairs[runs] >= 0])
@@ -344,7 +344,7 @@ _SUM_BLOCK = Pass("sum-block", _sum_block, Sums)
 
 
 def _merge_wins(wins: Int64Array) -> Int64Array:
-    """Add up the pixels of the rows that name the same object and mask."""
+    """Sum the pixels of rows with the same object and mask."""
     pairs, place = np.unique(wins[:, 0] << 32 | wins[:, 1], return_inverse=True)
     return _unpack(pairs, total(wins[:, 2], place, len(pairs)))
 
@@ -372,12 +372,12 @@ def vectorize(
     classes: Sequence[str] = ("landslide",),
     apply: Map = map,
 ) -> gpd.GeoDataFrame:
-    """Turn a mosaic into landslides with attributes, one row each.
+    """Convert a mosaic to landslides with attributes, one row each.
 
     Parameters
     ----------
     mosaic, grid, blocks
-        The mosaic, or one for each class; where it is; the blocks to read it in, which change memory and speed alone.
+        The mosaic, or one per class; its grid; the blocks to read it in, which only affect memory and speed.
     threshold
         Minimum score of a landslide's pixels, 1..254.
     min_area_px, max_hole_px, split
@@ -385,17 +385,17 @@ def vectorize(
     simplify_px, smooth_px
         Sides of pixels, see `geolabel.polygons`.
     predicted_iou, stability : (M,)
-        Qualities of the masks that `Layers.winner` counts.
+        Qualities of the masks numbered by `Layers.winner`.
     classes
         Name of each class.
     apply
-        Runs the work on blocks.
+        Runs the tasks on blocks.
 
     Returns
     -------
     geopandas.GeoDataFrame
         Columns ``id`` (from 1, by first pixel in raster order) to ``gsd_m`` of
-        `geolabel.io.columns.LANDSLIDE_COLUMNS`, with nothing where the mosaic has no such thing.
+        `geolabel.io.columns.LANDSLIDE_COLUMNS`, null if the mosaic does not have the layer.
     """
     objects = find_objects(
         mosaic,
@@ -439,12 +439,12 @@ def describe(
     followed : (M,)
         1 for each mask that is a region of the activation, else 0.
     prompt_ids : (M,)
-        The prompt that each mask answers.
+        Prompt of each mask.
     """
     import geopandas as gpd
 
     outlines = np.empty(objects.count, object)
-    for some in objects.apart():  # what is traced together must not touch
+    for some in objects.apart():  # objects that are traced together must not touch
         outlines[some] = _outlines(objects.only(some), grid, simplify_px, smooth_px)
     sizes = geodesy.measure(outlines, grid.crs, 1.0 if grid.unit_m is None else grid.unit_m)
     columns = {
@@ -473,7 +473,7 @@ def _outlines(objects: Objects, grid: Grid, simplify_px: float, smooth_px: float
 
 
 def _prompts_behind(wins: Int64Array | None, count: int, prompt_ids: Int64Array | None) -> list[str] | None:
-    """(count,) numbers of the prompts whose masks won pixels of each object, ascending, as a list in JSON."""
+    """(count,) numbers of the prompts whose masks won pixels of each object, ascending, as a JSON list."""
     if wins is None or prompt_ids is None:
         return None
     pairs = np.unique(np.column_stack([wins[:, 0], prompt_ids[wins[:, 1]]]), axis=0).tolist()

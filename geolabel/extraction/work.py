@@ -1,4 +1,4 @@
-"""A run over scenes under way: its plan, what it counts, the folder that it can be resumed from, and its run key."""
+"""An active run over scenes: its plan, counts, resumable folder, and run key."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from geolabel.io.records import Store
 from geolabel.prompts import Prompts
 
 _UNCOUNTED = ("found", "dense", "seconds", "pixels", "area_km2", "masked_share", "tasks", "tasks_kept", "peak_bytes")
-"""Fields that are no counts, or differ between runs that find the same."""
+"""Fields that are not counts, or that differ between runs with the same result."""
 
 
 @dataclass
 class Report(Effort):
-    """What a run did: counts, gaps, and its effort."""
+    """Counts, gaps and effort of a run."""
 
     tiles: int = 0
     tiles_without_data: int = 0
@@ -41,24 +41,24 @@ class Report(Effort):
     tiles_failed: int = 0
     prompts: int = 0
     points_outside: int = 0
-    """Prompts whose centroid is outside the region that it stands for (a bow, a ring)."""
+    """Prompts whose centroid is outside their region (a bow, a ring)."""
     windows: int = 0
     masks: int = 0
     gaps: list[str] = field(default_factory=list)
     """Why a part of the scene is missing, one line each."""
     pixels: int = 0
-    """Of the working grid."""
+    """Pixels of the working grid."""
     area_km2: float = 0.0
-    """Of the working grid, by the size of its central pixel."""
+    """Area of the working grid, from the size of its central pixel."""
     masked_share: float | None = None
-    """Of the working grid, what masks hide, 0..1; None without masks."""
+    """Share of the working grid that masks hide, 0..1; None without masks."""
     dense: bool = False
     """Whether the method scores every pixel itself, without prompts."""
     found: dict[str, Any] = field(default_factory=dict)
-    """Figures of what was found, such as the number of landslides."""
+    """Figures of the result, such as the number of landslides."""
 
     def cover(self, *plans: Plan) -> Self:
-        """Take in the working grids of the run, before anything is done."""
+        """Record the working grids of the run at its start."""
         pixels = [plan.grid.height * plan.grid.width for plan in plans]
         areas = (count * plan.grid.gsd**2 / 1e6 for count, plan in zip(pixels, plans, strict=True))
         self.pixels += sum(pixels)
@@ -70,7 +70,7 @@ class Report(Effort):
         return self
 
     def count_tiles(self, reports: Sequence[TileReport]) -> None:
-        """Take in what became of the tiles."""
+        """Add the status of tiles."""
         found = Counter(report.status for report in reports)
         self.tiles += len(reports)
         self.tiles_without_data += found[NO_DATA]
@@ -79,14 +79,14 @@ class Report(Effort):
         self.gaps += [f"tile {report.index}: {report.message}" for report in reports if report.status == FAILED]
 
     def count_masks(self, prompts: Prompts, windows: Sequence[PromptedWindow], tables: Sequence[MaskTable]) -> None:
-        """Take in what was asked of the segmenter and what it answered."""
+        """Add the numbers of prompts and masks."""
         self.prompts += len(prompts)
         self.windows += len(windows)
         self.masks += sum(len(table.windows) for table in tables)
         self.gaps += [f"{window}: {message}" for table in tables for window, message in table.failures]
 
     def effort(self) -> dict[str, Any]:
-        """What the run took: other figures each time."""
+        """Effort of the run, which differs each time."""
         total = sum(self.seconds.values())
         figures = super().effort()
         peak = figures.pop("peak_mb")
@@ -98,11 +98,11 @@ class Report(Effort):
         }
 
     def hidden(self) -> dict[str, Any]:
-        """What masks hide, if there are any."""
+        """Share that masks hide, if there are any."""
         return {} if self.masked_share is None else {"masked_share": self.masked_share}
 
     def summary(self) -> dict[str, Any]:
-        """The figures that a user wants to see at the end."""
+        """The main figures for the user, at the end."""
         names = ("prompts", "masks", "tiles", "tiles_without_data", "tiles_failed")
         counts = {name: getattr(self, name) for name in names} | {"gaps": len(self.gaps)}
         return self.found | self.hidden() | counts | self.effort()
@@ -116,11 +116,11 @@ Work: TypeAlias = tasks.Work[Run, Report]
 """A run over one working grid."""
 
 ALLOWED: Changes = {"on_error": ("fail", "skip")}
-"""Values of the run key that may change: what was done without a gap stays as it is."""
+"""Values of the run key that may change: finished tasks without gaps stay valid."""
 
 
 class Outputs(Protocol):
-    """The files that a run writes; see `geolabel.extraction.outputs.Targets`."""
+    """The output files of a run; see `geolabel.extraction.outputs.Targets`."""
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -133,20 +133,20 @@ class Outputs(Protocol):
         ...
 
     def root(self, run_dir: str | Path | None = None) -> str | Path | None:
-        """Where the records of the run are kept; None where there is no such place."""
+        """Folder for the records of the run; None without outputs."""
         ...
 
 
 def work_on(run: Run, report: Report, progress: Progress | None = None) -> Work:
-    """Work on a plan, whose records only it sees."""
+    """Work on a plan with its own records."""
     return tasks.Work(run, report, progress or Silent(), threads=run.plan.parameters.threads)
 
 
 def asks_localizer(plan: Plan, drawn: Sequence[Prompts | None]) -> bool:
-    """Whether the localizer is asked: for prompts, or where prompts of its own are given again, for what it weighs.
+    """Whether the localizer runs: for prompts, or for given prompts that were its own, to weight them.
 
-    Activation floor and confidence hold for these as they did in the run that found them. They do not hold for what a
-    person drew, and where all prompts are such, there is nothing to ask the localizer about.
+    Activation floor and confidence apply to these as in the run that found them. They do not apply to prompts drawn by
+    a person; if all prompts are, the localizer is not needed.
     """
     return plan.localized and any(prompts is None or not prompts.drawn.all() for prompts in drawn)
 
@@ -161,7 +161,7 @@ def under_way(
     report: Report | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Iterator[list[Work]]:
-    """Work on plans, one after the other, with one report, in a folder that can be resumed or in a temporary one.
+    """Work on plans one after another, with one report, in a resumable or a temporary folder.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def under_way(
     report
         Receives counts, gaps and seconds of the run.
     asked
-        What the records depend on beside the plans and the prompts, as plain values.
+        What the records depend on besides the plans and the prompts, as plain values.
     """
     for plan in plans:
         for reader in (plan.reader, *(mask.reader.reader for mask in plan.reader.masks)):
@@ -202,7 +202,7 @@ def under_way(
 def _in_folder(
     root: str | Path, key: Mapping[str, Any], targets: Outputs, run_folder: RunFolderOptions
 ) -> Iterator[Folder]:
-    """The folder of a run; what the process keeps of its records is let go at the end."""
+    """The folder of a run; cached records are dropped at the end."""
     try:
         with opened(run_folder, root, key, overwrite=targets.overwrite, allowed=ALLOWED) as folder:
             yield folder
@@ -227,14 +227,14 @@ def in_scratch(plan: Plan, progress: Progress | None = None, *, localized: bool 
 def run_key(
     plans: Sequence[Plan], drawn: Sequence[Prompts | None], *, scene_key: str | None = None
 ) -> dict[str, Any] | None:
-    """Everything that the records of a run depend on, as plain values; None where a scene cannot be told again.
+    """Everything that the records of a run depend on, as plain values; None if a scene cannot be identified.
 
     Parameters
     ----------
     drawn
         For each plan, prompts that replace the activation.
     scene_key
-        What stands for the scenes, instead of their files.
+        Name of the scenes, instead of their files.
     """
     keys = [_plan_key(plan, prompts, scene_key) for plan, prompts in zip(plans, drawn, strict=True)]
     if None in keys:
@@ -313,7 +313,7 @@ def _digest(*parts: Any) -> str:
 
 
 def scenes_of(key: Mapping[str, Any]) -> list[str]:
-    """The scenes that the key of a run names."""
+    """The scenes named in the key of a run."""
     scene = key.get("scene")
     if isinstance(scene, Mapping):
         said = scene.get("uri", scene.get("key"))
