@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from geolabel.adaptation.adapt import Adaptation
 
 NO_GAIN = 4
-"""Exit code where nothing gains, and nothing was written."""
+"""Exit code if nothing gains, and nothing was written."""
 
 READING = ("bands", "nodata", "gsd", "working_gsd", "stretch", "time", "asset")
 
@@ -153,7 +153,7 @@ def adapt(
 
 
 def _prospect(figures: dict[str, Any]) -> dict[str, str]:
-    """Rows on what would be learned; `figures` are those of `geolabel.estimate_adaptation`."""
+    """Rows on the training data; `figures` are those of `geolabel.estimate_adaptation`."""
     from geolabel.adaptation.estimate import NOTHING, SOMETHING
 
     def counted(of: dict[str, Any]) -> str:
@@ -168,14 +168,14 @@ def _prospect(figures: dict[str, Any]) -> dict[str, str]:
     rows |= {
         "ground": f"{extent(figures['landslide_km2'] * 1e6)} of landslides and "
         f"{extent(figures['other_ground_km2'] * 1e6)} of other ground, in {figures['tiles']} tiles",
-        "unreviewed": f"{figures['unreviewed']} polygons, which teach nothing",
-        "places": f"{figures['blocks']} with landslides, which a gain is validated on",
+        "unreviewed": f"{figures['unreviewed']} polygons, which are not used",
+        "places": f"{figures['blocks']} with landslides, on which a gain is validated",
         "device": figures["device"],
     }
     rows |= {name: "is tried" if why is None else f"no: {why}" for name, why in figures["levels"].items()}
     low, high = (duration(figures[name]) for name in (NOTHING, SOMETHING))
     if figures[SOMETHING]:
-        rows["time"] = f"{low} where nothing gains, up to {high} where something does; plus some seconds to start"
+        rows["time"] = f"{low} if nothing gains, up to {high} if something does; plus some seconds to start"
     return rows
 
 

@@ -32,7 +32,7 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return "NAME[,NAME]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Split at the commas; an unknown name is an error that lists the known ones."""
+        """Split at commas; an unknown name is an error that lists the known ones."""
         names = value.split(",") if isinstance(value, str) else list(value)
         unknown = [name for name in names if name not in SECTIONS]
         if unknown:
@@ -123,9 +123,9 @@ def quality(
 ) -> None:
     """Measure how good the networks are: one table for each question, with the SHA-256 of the weights.
 
-    Masks, maps, gate, polygons by set, ground sample distance and width, false alarms and calibration, each beside
-    simple baselines of the same run. Sets that are not given are left out. Sections that were measured before are kept;
-    those of other weights, data or parameters are refused without --overwrite.
+    Masks, maps, gate, polygons by set, ground sample distance and width, false alarms and calibration, each compared
+    with simple baselines of the same run. Sets that are not given are skipped. Earlier measurements are kept; those of
+    other weights, data or parameters are refused without --overwrite.
 
     \b
     geolabel bench quality --data data/ --out quality/
@@ -309,7 +309,7 @@ def weak(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Measure weak supervision by labels of whole chips: localizers, pseudo-labels and students, beside baselines.
+    """Measure weak supervision by labels of whole chips: localizers, pseudo-labels and students, with baselines.
 
     DATA is a folder with train/ and val/, each with images/, masks/ and labels.csv, or a pack of such a folder. Figures
     and trainings are kept in a folder beside the table; the same command resumes there.
@@ -439,10 +439,10 @@ def speed(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Measure how fast Segment Anything runs here, beside what the machine can do.
+    """Measure how fast Segment Anything runs here, compared with the limits of the machine.
 
     Ceilings of the same run (matrix products, copies, disk), encoders and their share of the ceiling, the stages of a
-    tile, and the path of a scene beside SamPredictor.
+    tile, and the path of a scene compared with SamPredictor.
 
     \b
     geolabel bench speed --model vit_b

@@ -15,7 +15,7 @@ from .terminal import announce, progress_bar
 from .workers import at_work, cluster_options
 
 PACKING = ("data", "negatives", "seeds", "exclude", "quality")
-"""Options of `packing_options` beside ``--pack`` itself."""
+"""Options of `packing_options` besides ``--pack``."""
 
 
 class _Seeds(click.ParamType):  # type: ignore[type-arg]
@@ -28,7 +28,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]
         return "N[-N][,...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Split at commas; two numbers with a dash between them are a range, its end included."""
+        """Split at commas; two numbers with a dash between them are an inclusive range."""
         if not isinstance(value, str):
             return value
         seeds: list[int] = []
@@ -57,7 +57,7 @@ def _packing_options(command: F) -> F:
             group="input",
             multiple=True,
             metavar="END",
-            help="Packing: leave out images whose names end so; repeatable.",
+            help="Packing: skip images whose names end like this; repeatable.",
         ),
         option("--seeds", group="input", type=_Seeds(), default=(), help="Packing: synthetic scenes to add."),
         option(

@@ -78,13 +78,13 @@ def show(ctx: click.Context, /, pseudo: Path, out: Path, each: int, seed: int, o
     "--chips",
     group="method",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Name the clusters that fit the masks of these labelled chips best; PSEUDO holds some of the chips.",
+    help="Name the clusters that match the masks of these labelled chips best; PSEUDO contains some of the chips.",
 )
 @option(
     "--localizer",
     group="method",
     metavar="NAME|FILE",
-    help="Name the clusters that fit the activation of this localizer best; bundled is the one that comes with "
+    help="Name the clusters that match the activation of this localizer best; bundled is the one that comes with "
     "geolabel.",
 )
 @option(
@@ -163,7 +163,7 @@ def name(
 
 
 def _read(pseudo: Path) -> Any:
-    # The labels of a folder and the clusters that its values are.
+    # The labels of a folder and the clusters that they refer to.
     from geolabel.datasets.pseudo_labels import PseudoLabels, load_clusters
     from geolabel.errors import OptionError
 

@@ -40,30 +40,30 @@ EVERY_OPTION = "geolabel.every_option"
 """Key in a context's ``meta``: whether the help shows rare options too."""
 
 TERM_COLUMN = 26
-"""Maximum width of a term with its help on the same line; the help of a wider one begins below it."""
+"""Maximum width of a term with its help on the same line; the help of a wider one starts on the next line."""
 
 
 FILES = re.compile("FILE|FOLDER")
-"""What the metavar of an option says that takes a file, a folder, or something else."""
+"""Metavars of options that take a file, a folder, or another value."""
 
 
 def complete_files(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
-    """Have the shell complete names of files."""
+    """Let the shell complete file names."""
     return [CompletionItem(incomplete, type="file")]
 
 
 class Option(click.Option):
-    """An option of a group of the help; its environment variable has its name, whatever the parameter is called."""
+    """An option in a group of the help; its environment variable is named after it, not after the parameter."""
 
     def __init__(self, *names: Any, group: Topic, rare: bool = False, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.group = group
         self.rare = rare
         if self.metavar is None and isinstance(self.type, click.IntRange | click.FloatRange) and not self.count:
-            self.metavar = "N"  # click's own is INTEGER RANGE, and the help shows the range as well
+            self.metavar = "N"  # click's default is INTEGER RANGE, and the help shows the range as well
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete values, and names of files where one is a value among others."""
+        """Complete values, and file names if the option accepts both."""
         found = super().shell_complete(ctx, incomplete)
         return found or (complete_files(ctx, self, incomplete) if FILES.search(self.metavar or "") else [])
 
@@ -82,11 +82,11 @@ def option(*names: str, group: Topic, rare: bool = False, **settings: Any) -> Ca
     Parameters
     ----------
     group
-        Where the help shows it.
+        Group in the help.
     rare
-        Whether only ``--help-all`` does.
+        Whether it is shown by ``--help-all`` only.
     settings
-        As for ``click.option``.
+        Arguments of ``click.option``.
     """
     return click.option(*names, cls=Option, group=group, rare=rare, **settings)
 
@@ -115,7 +115,7 @@ class Command(click.Command):
         )
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """All parameters, those that ask for help included."""
+        """All parameters, including the help options."""
         return [*super().get_params(ctx), self._help_all]
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -124,9 +124,9 @@ class Command(click.Command):
         Raises
         ------
         MemoryLimitError
-            Instead of what other libraries raise where memory runs out; it names the options that help.
+            For errors of other libraries when memory runs out; it names the options that help.
         """
-        from .terminal import warn  # which needs the options, and these this module
+        from .terminal import warn  # imported here, as it needs the options, and these this module
 
         warn(ctx, self._misspelled(ctx))
         try:
@@ -171,7 +171,7 @@ class Command(click.Command):
 
 
 SMALLER = ("--batch", "--crops", "--tile-size", "--block-size", "--size", "--workers", "--bounds")
-"""Options that make a command take less memory."""
+"""Options that reduce the memory of a command."""
 
 
 class Group(click.Group):
@@ -182,12 +182,12 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the subcommand that the first word names.
+        """Find the subcommand for the first word.
 
         Raises
         ------
         click.UsageError
-            If there is none of that name; it says which one may have been meant.
+            If there is none; the message suggests similar names.
         """
         word = str(args[0])
         if word.startswith("-") or ctx.resilient_parsing or self.get_command(ctx, word) is not None:
@@ -203,10 +203,10 @@ class Group(click.Group):
 
 
 def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Make a function a command with its options in groups."""
+    """Turn a function into a command with grouped options."""
     return click.command(name, cls=Command, **settings)
 
 
 def group(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Group]:
-    """Make a function a group of commands."""
+    """Turn a function into a group of commands."""
     return click.group(name, cls=settings.pop("cls", Group), **settings)

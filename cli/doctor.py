@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geolabel.doctor import Finding
 
 TO_DO = 1
-"""Exit code where something is wrong."""
+"""Exit code if a check fails."""
 
 
 @command(short_help="Check this machine and environment, and advise.")
@@ -26,7 +26,7 @@ TO_DO = 1
 @options.terminal
 @click.pass_context
 def doctor(ctx: click.Context, /, as_json: bool) -> int:
-    """Check this machine and environment, and advise how to mend what is wrong.
+    """Check this machine and environment, and advise how to fix problems.
 
     The checks cover GDAL, each PROJ with its database, PyTorch, ONNX Runtime, GPUs, bundled networks, memory, caches
     and the QGIS plugin. The exit code is 0 if all is well, and 1 otherwise.

@@ -68,7 +68,7 @@ SECTIONS = {
     group="input",
     multiple=True,
     metavar="NAME",
-    help="Class to score; repeatable. Default: all, each by itself where both files name several.",
+    help="Class to score; repeatable. Default: all, each separately if both files have several.",
 )
 @option("--class-name", group="input", default="landslide", show_default=True, help="Name of label 1 of chips.")
 @as_json
@@ -92,7 +92,7 @@ def evaluate(
 
     TRUTH is a file of polygons or a raster: 1 is landslide, 255 or nodata is ignored, other values are background; or 0
     and 255. Ground outside the raster, the scene or the area of interest is ignored. True landslides are connected
-    regions of pixels or polygons. Classes, in a column "class" or in band tags class_K, are scored each by itself, with
+    regions of pixels or polygons. Classes, in a column "class" or in band tags class_K, are scored separately, with
     their mean.
 
     If TRUTH is a folder of chips with masks, SLIDES is a folder of label maps of these chips, as "geolabel label"
@@ -142,7 +142,7 @@ def _score_chips(
     from geolabel.evaluation.chip_scores import score_chips
 
     if foreign:
-        raise OptionError(f"{', '.join(foreign)}: no option for chips, which have no place")
+        raise OptionError(f"{', '.join(foreign)}: not an option for chips, which have no georeference")
     with progress_bar(ctx) as progress:
         scores = score_chips(predicted, truth, class_name=class_name, progress=progress)
     tables = scores.tables()

@@ -19,7 +19,7 @@ from .terminal import announce, loading, progress_bar, warn
 from .workers import at_work, cluster_options
 
 EVIDENCE = tuple(field.name for field in fields(Supplements))
-"""Options that say what is known beside a scene: the fields of `Supplements`."""
+"""Options for supplementary data: the fields of `Supplements`."""
 
 _WRITTEN = (
     "prompts_from",
@@ -31,14 +31,14 @@ _WRITTEN = (
     "overwrite",
     "discard_review",
 )
-"""Options that are arguments of `geolabel.extract` as they are."""
+"""Options passed to `geolabel.extract` unchanged."""
 
 GAPS = 3
 """Exit code of a run that finished with gaps."""
 
 
 def _quality() -> str:
-    # the figures change with the networks: they stand beside the weights
+    # generated from the figures beside the weights, since they change with the networks
     try:
         return f"The bundled networks: {of_bundled().sentence()}"
     except WeightsError:
@@ -46,7 +46,7 @@ def _quality() -> str:
 
 
 def evidence_options(command: F) -> F:
-    """Add the options for what is known beside a scene: the fields of `Supplements`."""
+    """Add the options for supplementary data: the fields of `Supplements`."""
     for decorate in (
         option(
             "--cut/--no-cut",
@@ -54,7 +54,7 @@ def evidence_options(command: F) -> F:
             rare=True,
             default=True,
             show_default=True,
-            help="With --before or --dem: cut ground that is no landslide out of the polygons; or judge polygons as "
+            help="With --before or --dem: cut ground that is not landslide out of the polygons; or judge polygons as "
             "a whole.",
         ),
         option(
@@ -124,7 +124,7 @@ def evidence_options(command: F) -> F:
 
 
 def take_evidence(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of `evidence_options` out of those given; what contradicts itself is refused here."""
+    """Take the options of `evidence_options` out of those given; contradictions are refused here."""
     evidence = {name: given.pop(name) for name in EVIDENCE}
     Supplements(**evidence)
     return evidence
@@ -162,8 +162,8 @@ def take_evidence(given: dict[str, Any]) -> dict[str, Any]:
     group="input",
     type=VECTORS,
     metavar="FILE",
-    help="A reviewed output of extract: accepted, edited and added polygons are kept as they are; rejected and "
-    "deleted ones are left out. It may be the output itself, with --overwrite.",
+    help="A reviewed output of extract: accepted, edited and added polygons are kept unchanged; rejected and "
+    "deleted ones are removed. It may be the output itself, with --overwrite.",
 )
 @options.asset
 @options.scene_options
@@ -249,16 +249,16 @@ def extract(
 
 
 _OUTPUTS = (".gpkg", ".fgb", ".parquet", ".shp", ".kmz")
-"""Suffixes of an output among scenes; GeoJSON may be a STAC item, and an archive may hold a scene."""
+"""Suffixes of outputs among the arguments; GeoJSON may be a STAC item, and an archive may hold a scene."""
 
 
 def _split(scenes: tuple[str, ...], out: str | None, *, needed: bool) -> tuple[tuple[str, ...], str | None]:
-    """The scenes, and the output, which may be the last of the names.
+    """The scenes, and the output, which may be the last argument.
 
     Raises
     ------
     OptionError
-        If two outputs are given, or none that is needed.
+        If two outputs are given, or none if one is needed.
     """
     *others, last = scenes
     output = last if others and last.lower().endswith(_OUTPUTS) else None

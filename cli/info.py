@@ -94,7 +94,7 @@ def _describe_inventory(ctx: click.Context, path: str, *, as_json: bool, plot: s
 
 
 def _inventory(path: str, found: Summary, plot: str | None) -> dict[str, str]:
-    # Rows for a person.
+    # Rows of the printed summary.
     rows = {"inventory": path, "crs": found.crs or "none"}
     rows |= {name: _group(one) for name, one in found.layers.items()}
     rows |= {"class": _groups(found.classes), "review": _groups(found.states)}
@@ -136,7 +136,7 @@ def _describe_scene(
     from geolabel.io.read.scenes import SceneReader
     from geolabel.radiometry import Stretch
 
-    geolabel.Reading(gsd=gsd, working_gsd=working_gsd, stretch=stretch)  # refuses what cannot be before pixels are read
+    geolabel.Reading(gsd=gsd, working_gsd=working_gsd, stretch=stretch)  # validates values before pixels are read
     with SceneReader(scene, bands=bands, nodata=nodata, gsd=gsd, time=time) as stored:
         sample, valid = stored.sample()
         reader, valid = stored.examined(sample, valid)
@@ -182,5 +182,5 @@ def _facts(reader: SceneReader, fitted: Stretch, valid: float, working_gsd: floa
 
 
 def _plain(number: float | None) -> float | str | None:
-    """A number that JSON has a form for."""
+    """A number that JSON can represent."""
     return number if number is None or math.isfinite(number) else str(number)

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from geolabel.io.read.scene_inputs import SceneInput
 
 ELSEWHERE = re.compile(r"/vsi|\w[\w+.-]+:|\s*[<{]|.*[*?\[]", re.DOTALL)
-"""Texts that are no plain paths: URLs, GDAL drivers and file systems, inline descriptions, and patterns."""
+"""Texts that are not plain paths: URLs, GDAL drivers and file systems, inline descriptions, and patterns."""
 
 WORD = re.compile(r"[\w-]+")
-"""What names a published network where there is no file of that name."""
+"""Form of names of published networks, unless a file of that name exists."""
 
 GLANCE = 4096
-"""Entries of a folder among which a similar name is looked for."""
+"""Maximum entries of a folder that are searched for a similar name."""
 
 
 def check_exists(text: str, error: type[GeolabelError]) -> None:
-    """Refuse the plain path of a file or folder that is not there.
+    """Refuse the plain path of a file or folder that does not exist.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def check_exists(text: str, error: type[GeolabelError]) -> None:
 
 
 def check_scenes(texts: Iterable[str]) -> None:
-    """Refuse scenes that are plain paths of files that are not there."""
+    """Refuse scenes that are plain paths of missing files."""
     for text in texts:
         check_exists(text, SceneError)
 
 
 def check_inputs(scenes: Iterable[SceneInput]) -> None:
-    """Refuse what lists and STAC items name, where it is a plain path of a file that is not there."""
+    """Refuse entries of lists and STAC items that are plain paths of missing files."""
     check_scenes(scene.source for scene in scenes if isinstance(scene.source, str))
 
 
@@ -58,7 +58,7 @@ def check_outputs(*targets: str | None, overwrite: bool, run_dir: str | None = N
     Parameters
     ----------
     run_dir
-        Where its records are, if that is not beside the output.
+        Folder of its records, if not beside the output.
     """
     from geolabel.outputs import check_target
 
@@ -69,14 +69,14 @@ def check_outputs(*targets: str | None, overwrite: bool, run_dir: str | None = N
 
 
 def one_output(named: str | None, out: str | None, example: str) -> str:
-    """The output of a command, which may be among its arguments or given with --out.
+    """The output of a command, given among its arguments or with --out.
 
     Parameters
     ----------
     named
         Output among the arguments.
     example
-        What to write after --out, for the message.
+        Example for --out, for the message.
     """
     from geolabel.errors import OptionError
 
@@ -92,7 +92,7 @@ def _shown(text: str) -> str:
 
 
 def _similar(text: str) -> str:
-    # What may have been meant, where the folder holds something of nearly that name.
+    # A similar name in the folder.
     path = Path(text)
     try:
         with os.scandir(path.parent) as entries:
@@ -109,11 +109,11 @@ class Input(click.Path):
     Parameters
     ----------
     error
-        Class of the error to raise where it is missing.
+        Class of the error for a missing file.
     names
-        Pattern of what is a name, such as that of the bundled network, where there is no such file.
+        Pattern of names, such as that of the bundled network, that are accepted if there is no such file.
     role
-        Role of the networks that words name; other words are refused.
+        Role of the networks that may be given by name; other words are refused.
     settings
         As for ``click.Path``.
     """
@@ -166,7 +166,7 @@ class BatchSize(click.ParamType):  # type: ignore[type-arg]
         return "N|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Take ``auto`` or a positive number."""
+        """Accept ``auto`` or a positive number."""
         if value == "auto" or isinstance(value, int):
             return value
         if not (value.isdecimal() and int(value)):

@@ -100,7 +100,7 @@ def run(arguments: list[str] | None = None) -> int:
     except GeolabelError as error:
         _print_error(session, "; ".join([str(error), *getattr(error, "__notes__", [])]))
         return 2 if isinstance(error, OptionError) else 1
-    except Exception as error:  # noqa: BLE001  # the last resort: a traceback only with --debug
+    except Exception as error:  # noqa: BLE001  # last resort: a traceback is only shown with --debug
         reason = str(error).splitlines()[0] if str(error) else "no message"
         _print_error(session, f"unexpected {type(error).__name__}: {reason} (--debug shows where)")
         return 1

@@ -31,7 +31,7 @@ def models() -> None:
 @options.as_json
 @options.terminal
 def list_models(as_json: bool) -> None:
-    """List the networks and say which are here."""
+    """List the networks and whether they are downloaded."""
     from geolabel.models.registry import PUBLISHED
 
     rows = [_row(network) for network in PUBLISHED]
@@ -69,7 +69,7 @@ def fetch(ctx: click.Context, name: str, as_json: bool) -> None:
 @options.as_json
 @options.terminal
 def verify(name: str | None, as_json: bool) -> int:
-    """Check the files of the network NAME, or of all networks that are here; exit code 1 if one is damaged."""
+    """Check the files of the network NAME, or of all downloaded networks; exit code 1 if one is damaged."""
     from geolabel.errors import WeightsError
     from geolabel.models import registry
 
@@ -96,7 +96,7 @@ def verify(name: str | None, as_json: bool) -> int:
 @options.as_json
 @options.terminal
 def info(name: str, as_json: bool) -> None:
-    """Describe the network NAME, or the one that FILE or FOLDER holds."""
+    """Describe the network NAME, or that of FILE or FOLDER."""
     from geolabel.models import loading, registry
 
     if Path(name).exists():
@@ -246,7 +246,7 @@ def _pixels(side: int | None) -> str:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    # Plain columns: paths and hashes stay whole, whatever the terminal's width, so that they can be cut and pasted.
+    # Plain columns: paths and hashes are not truncated to the terminal's width, so that they can be copied.
     lines = [list(columns), *([str(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
@@ -254,7 +254,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None
 
 
 class _DownloadBar:
-    """A bar on stderr that speaks pooch's protocol."""
+    """A bar on stderr with pooch's progress interface."""
 
     def __init__(self, name: str) -> None:
         from rich.console import Console
@@ -267,7 +267,7 @@ class _DownloadBar:
 
     @property
     def total(self) -> float | None:
-        """Bytes to come."""
+        """Total bytes."""
         return self._display.tasks[0].total
 
     @total.setter
@@ -275,13 +275,13 @@ class _DownloadBar:
         self._display.update(self._task, total=size)
 
     def update(self, size: float) -> None:
-        """Count `size` bytes more."""
+        """Add `size` bytes."""
         self._display.advance(self._task, size)
 
     def reset(self) -> None:
-        """Count from nothing again."""
+        """Start again from 0."""
         self._display.reset(self._task)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Keep the bar on screen."""
         self._display.stop()

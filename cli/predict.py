@@ -44,7 +44,7 @@ def predict(
     """Write the score of every pixel: a Cloud Optimized GeoTIFF of 0 to 254, nodata 255, threshold 127.
 
     geolabel polygonize turns the scores into polygons, with another threshold if needed. Several scenes need --out, and
-    have to share one grid. SCENE is as for geolabel extract.
+    must share one grid. SCENE is as for geolabel extract.
 
     \b
     geolabel predict scene.tif --out scores.tif

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from geolabel.review.estimate import Estimate
 
 DIFFERENT = 4
-"""Exit code where something differs, or people disagree."""
+"""Exit code if there are differences or disagreements."""
 
 
 _min_iou = option(
@@ -128,7 +128,7 @@ def diff(
 
 
 def _changes(found: Difference, figures: dict[str, Any]) -> dict[str, str]:
-    # Rows for a person: what became of the polygons, and of how much ground.
+    # Rows of the printed summary: numbers and areas of changed polygons.
     rows = {"same": str(figures["same"])}
     for kind, side in (("added", "new"), ("removed", "old"), ("changed", "new")):
         own = found.changes[found.changes["change"] == kind]
@@ -365,7 +365,7 @@ def next_(ctx: click.Context, /, slides: str, count: int | None, estimate: bool,
 
 
 def _windows(slides: str, layer: str, figures: dict[str, Any]) -> dict[str, str]:
-    # Rows for a person: what was written, and what to do with it.
+    # Rows of the printed summary: what was written, and how to proceed.
     rows = {"windows": f"{figures['windows']} new, {figures['kept']} kept, in the layer {layer}"}
     if "waiting" in figures:
         rows["show"] = f"{figures['shown']} of the {figures['waiting']} unreviewed polygons"
@@ -404,7 +404,7 @@ def estimate(ctx: click.Context, /, slides: str, aoi: str | None, as_json: bool)
 
 
 def _estimate(found: Estimate) -> dict[str, str]:
-    # Rows for a person.
+    # Rows of the printed summary.
     strata = [f"{one.name}: {one.right} of {one.reviewed} right; {one.rest} unreviewed" for one in found.strata]
     rows = {
         "reviewed": "\n".join(strata) or "no polygons",

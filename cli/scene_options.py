@@ -1,4 +1,4 @@
-"""Options of processing a scene: the method with its settings, the tiles, and the shape of the polygons."""
+"""Options for processing a scene: the method with its settings, the tiles, and the shape of the polygons."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scene_method(command: F) -> F:
             type=click.Choice(list(METHODS)),
             help="Published method. Default: apsam, or student with --student. apsam prompts the segmenter with "
             "regions of the activation map, s2c with its peaks; cism uses the map alone. s2c and cism need a "
-            "--localizer of their own, alps needs --clusters, diffuprompter and sam3 take classes in words.",
+            "--localizer trained for them, alps needs --clusters, diffuprompter and sam3 take classes in words.",
         ),
     ):
         command = decorate(command)
@@ -38,7 +38,7 @@ def scene_method(command: F) -> F:
 
 
 def prediction_options(command: F) -> F:
-    """Add the options that lead from the scene to the mosaic of scores."""
+    """Add the options for the steps from the scene to the mosaic of scores."""
     for decorate in (
         option(
             "--block-size",
@@ -67,7 +67,7 @@ def prediction_options(command: F) -> F:
 
 
 def tile_options(command: F) -> F:
-    """Add the options that say how a scene is cut into tiles, and what becomes of one that cannot be read."""
+    """Add the options for tiles, and for tiles that cannot be read."""
     for decorate in (
         option(
             "--on-error",
@@ -75,7 +75,7 @@ def tile_options(command: F) -> F:
             type=click.Choice(["fail", "skip"]),
             default="fail",
             show_default=True,
-            help="Where a tile cannot be read: end the run, or leave a gap and exit with 3.",
+            help="If a tile cannot be read: end the run, or leave a gap and exit with 3.",
         ),
         option(
             "--overlap",

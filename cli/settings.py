@@ -26,12 +26,12 @@ _KINDS: dict[str | None, Any] = {
 
 
 def setting_option(record: type, name: str, **changes: Any) -> Callable[[F], F]:
-    """The option of a field.
+    """Create the option of a field.
 
     Parameters
     ----------
     changes
-        Arguments of ``click.option`` instead of those of the field.
+        Arguments of ``click.option`` that replace those of the field.
     """
     known, field = settings_of(record)[name], _fields(record)[name]
     arguments = {"help": known.help, "metavar": known.metavar} | _type(known, get_args(field.type)[0])
@@ -53,14 +53,14 @@ def record_options(record: type) -> Callable[[F], F]:
 
 
 def method_options(use: Use, *, without: Collection[str] = (), only: str | None = None) -> Callable[[F], F]:
-    """Add the options of the methods; None is the method's own default.
+    """Add the options of the methods; None stands for the method's own default.
 
     Parameters
     ----------
     without
-        Names of fields that the command does not take.
+        Names of fields to leave out.
     only
-        The one method whose options are added.
+        Add only the options of this method.
     """
 
     def decorate(command: F) -> F:
@@ -73,7 +73,7 @@ def method_options(use: Use, *, without: Collection[str] = (), only: str | None 
 
 
 def owners_of(use: Use) -> dict[str, dict[str, type]]:
-    """The settings of all methods by name, each with the records that have it by method."""
+    """Settings of all methods by name, with the records that have them by method."""
     found: dict[str, dict[str, type]] = {}
     for method, known in METHODS.items():
         record = getattr(known, use)
@@ -83,10 +83,10 @@ def owners_of(use: Use) -> dict[str, dict[str, type]]:
 
 
 def _method_option(name: str, owners: Mapping[str, type]) -> Callable[[F], F]:
-    """An option whose help says which methods have it, and their defaults."""
+    """An option whose help lists the methods that have it, and their defaults."""
     record = next(iter(owners.values()))
     text = settings_of(record)[name].help
-    if list(owners) != [name]:  # --student needs no word on it
+    if list(owners) != [name]:  # --student needs no such list
         text = f"{', '.join(owners)}: {text[:1].lower()}{text[1:]}"
     if "Default:" not in text:
         text += _default_text({method: _in_words(_fields(of)[name].default) for method, of in owners.items()})
@@ -94,7 +94,7 @@ def _method_option(name: str, owners: Mapping[str, type]) -> Callable[[F], F]:
 
 
 def _default_text(defaults: Mapping[str, str]) -> str:
-    """The default of the first method, and what others have instead."""
+    """The default of the first method, and differing ones of others."""
     first = next(iter(defaults.values()))
     others = "".join(f"; {value} with {method}" for method, value in defaults.items() if value != first)
     return f" Default: {first}{others}." if first else ""
@@ -117,10 +117,10 @@ def _in_words(default: Any) -> str:
 
 
 def _type(known: Setting, kind: Any) -> dict[str, Any]:
-    """Type of an option, and how often it is given."""
+    """Type of an option, and its number of values."""
     if get_origin(kind) is tuple:
         return {"multiple": True}
-    if get_origin(kind) in (Union, UnionType):  # with None, or a path and its text
+    if get_origin(kind) in (Union, UnionType):  # optional, or a path as text
         kind = get_args(kind)[0]
     if kind is bool:
         return {} if "/" in (known.flag or "") else {"is_flag": True}

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or without a reader do not end a run."""
+"""Keep a run alive if standard streams are closed, full, or without a reader."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, TextIO
 
 
 class _Forgiving(io.FileIO):
-    """A descriptor to write to. What cannot be written is dropped, so that what was begun is finished."""
+    """A file descriptor whose write errors are dropped, so that work in progress is finished."""
 
     failure: OSError | None = None
     """The error, unless the reader has closed the pipe, as ``| head -1`` does."""
 
     def write(self, data: Any, /) -> int:
-        """Write, or seem to."""
+        """Write, or drop the data."""
         try:
             return super().write(data) or 0
         except BrokenPipeError:
@@ -28,17 +28,17 @@ class _Forgiving(io.FileIO):
 def open_streams() -> _Forgiving | None:
     """Make the standard streams of this process usable, however it was started.
 
-    A stream that is closed leads to nowhere: the first file that is opened would otherwise take its number, and get
-    what libraries print there.
+    A closed stream is redirected to nowhere: otherwise the first file opened would take its number, and receive what
+    libraries print.
 
     Returns
     -------
-    What stdout writes to; None where that cannot fail.
+    The writer behind stdout; None if it cannot fail.
     """
     stdout = None
     for number in range(3):
         if not _is_open(number):
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:
@@ -46,7 +46,7 @@ def open_streams() -> _Forgiving | None:
         elif number and not stream.isatty():
             stream.flush()
             raw = _Forgiving(number, "w", closefd=False)
-            # a character that the encoding lacks, as that of a pipe on Windows does, is no reason either
+            # a character missing in the encoding, such as on a pipe in Windows, must not end the run
             errors = "backslashreplace" if stream.errors == "strict" else stream.errors
             text = io.TextIOWrapper(
                 io.BufferedWriter(raw), encoding=stream.encoding, errors=errors, line_buffering=name == "stderr"

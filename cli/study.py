@@ -385,10 +385,10 @@ def diffuprompter(
 def alps(
     ctx: click.Context, /, chips: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
 ) -> None:
-    """What ALPS teaches a student before the first mask: its gate, its clusters, its steps.
+    """What a student gains from ALPS before the first mask: its gate, its clusters, its steps.
 
-    In each row a student is pre-trained on pseudo-labels, keeps some of its weights, and is tuned on a few masks of
-    CHIPS. The row scratch is tuned alone; gains are over it, on the same chips. Rows: overall, backbone, head;
+    In each row a student is pre-trained on pseudo-labels, keeps some of its weights, and is fine-tuned on a few masks of
+    CHIPS. The row scratch is only fine-tuned; gains are relative to it, on the same chips. Rows: overall, backbone, head;
     gate 0.1, 0.3, 0.5, 0.7, 1.0; binary; chained; longer. Each takes as long as two trainings of its steps; the
     segmenter sees each image once.
 

@@ -13,7 +13,7 @@ from .terminal import duration, extent, see
 Figures = Mapping[str, Any]
 
 HOLD_CANDIDATES = (".gpkg", ".zip", ".kmz")
-"""Suffixes of formats that hold candidates beside the landslides."""
+"""Suffixes of formats that include candidates."""
 
 WHY = {
     "confidence": "less likely",
@@ -23,7 +23,7 @@ WHY = {
     "slope": "too gentle",
     "excluded": "on excluded ground",
 }
-"""Reasons of candidates, in words."""
+"""Reasons of candidates, as text."""
 
 
 def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[str, str]:
@@ -32,7 +32,7 @@ def of_extraction(output: str | None, figures: Figures, *, dense: bool) -> dict[
     Parameters
     ----------
     figures
-        Of `geolabel.extraction.result.Result.summary`.
+        From `geolabel.extraction.result.Result.summary`.
     dense
         Whether the method scores every pixel itself, without prompts.
     """
@@ -105,7 +105,7 @@ def of_scores(output: str, figures: Figures) -> dict[str, str]:
 
 
 def of_polygons(output: str, figures: Figures) -> dict[str, str]:
-    """Rows on the polygons of a raster: how many `landslides`, and their `area_m2`."""
+    """Rows on the polygons of a raster: number of `landslides`, and their `area_m2`."""
     if not figures["landslides"]:
         way = "a lower --threshold keeps less certain ones, --min-area 1px smaller ones; check --band"
         return {"landslides": "none", "output": output, "try": way}
@@ -125,7 +125,7 @@ def of_segments(output: str, figures: Figures) -> dict[str, str]:
 
 
 def of_estimate(figures: Figures) -> dict[str, str]:
-    """Rows on what a run would take; `figures` are those of `geolabel.extraction.estimate.estimate_scenes`."""
+    """Rows on the cost of a run; `figures` are those of `geolabel.extraction.estimate.estimate_scenes`."""
     named = {"scene": "scene", "scenes": "scenes", "working_grid": "grid", "grids": "grids", "device": "device"}
     rows = {label: str(figures[key]) for key, label in named.items() if key in figures}
     from geolabel.extraction.estimate import EVERYWHERE, NONE
@@ -144,14 +144,14 @@ def of_estimate(figures: Figures) -> dict[str, str]:
 
 
 def _masked(figures: Figures) -> dict[str, str]:
-    """What masks hide, if there are any."""
+    """Share that masks hide, if there are any."""
     return {"masked": f"{figures['masked_share']:.1%} of the scene is left out"} if "masked_share" in figures else {}
 
 
 def _effort(figures: Figures) -> dict[str, str]:
     rows = {}
     if figures["gaps"]:
-        rows["gaps"] = f"{figures['gaps']}: parts of the scene that were left out, see the warnings"
+        rows["gaps"] = f"{figures['gaps']}: parts of the scene that were skipped, see the warnings"
     if empty := figures.get("tiles_without_data"):
         rows["no data"] = f"{empty} of {figures['tiles']} tiles"
     spent = duration(sum(figures["seconds"].values()))
@@ -180,7 +180,7 @@ def _ways_to_more(figures: Figures, *, dense: bool) -> list[str]:
     if unlikely:
         ways.append(f"--min-confidence 0 makes landslides of the {unlikely} candidates of low confidence")
     elif figures["candidates"]:
-        ways.append("the column reason of the layer candidates explains why they are no landslides")
+        ways.append("the column reason of the layer candidates explains why they are not landslides")
     elif dense or figures["prompts"]:
         ways.append("--score-threshold 0.3 and --min-area 10px keep less certain and smaller ones")
     else:

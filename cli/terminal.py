@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WIDE = 100
-"""Characters of a value on one line; parts of a longer one get a line each."""
+"""Maximum characters of a value on one line; a longer one gets a line per part."""
 
 PROGRESS = "GEOLABEL_PROGRESS"
-"""Variable of the environment: ``json`` for progress that a program reads, see `Records`."""
+"""Environment variable: ``json`` for machine-readable progress, see `Records`."""
 
 RECORD_EVERY = 0.25
 """Seconds between records of progress."""
 
 LINE_EVERY = 10.0
-"""Seconds between lines of progress where there is no terminal to draw a bar on."""
+"""Seconds between lines of progress without a terminal."""
 
 
 def _ended(name: str, done: int, total: int, start: float) -> str:
@@ -41,7 +41,7 @@ def _ended(name: str, done: int, total: int, start: float) -> str:
 
 
 def _work_of(results: Iterable[Any], total: int) -> tuple[Iterator[float], float]:
-    """About how long each of the tasks takes, and all of them; see `geolabel.engine.tasks.Weighed`."""
+    """Approximate weight of each task, and of all; see `geolabel.engine.tasks.Weighed`."""
     weights: Sequence[float] | None = getattr(results, "weights", None)
     return (repeat(1.0), float(total)) if weights is None else (iter(weights), sum(weights))
 
@@ -51,10 +51,10 @@ def _tasks(total: int) -> str:
 
 
 class Lines:
-    """Progress as plain lines: one when a pass begins, one every few seconds, and one when it ends."""
+    """Progress as plain lines: when a pass starts, every few seconds, and when it ends."""
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
-        """Pass `results` through and say how far they are."""
+        """Pass `results` through and report progress."""
         start = last = time.monotonic()
         done, worked = 0, 0.0
         weights, whole = _work_of(results, total)
@@ -72,13 +72,13 @@ class Lines:
 
 
 class Records:
-    """Progress for a program: JSON objects, one a line, when a pass begins, now and then, and when it ends.
+    """Progress for programs: JSON objects, one per line, when a pass starts, every few seconds, and when it ends.
 
-    Whatever else is on stderr is no JSON object.
+    Other lines on stderr are not JSON objects.
     """
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
-        """Pass `results` through and say how far they are."""
+        """Pass `results` through and report progress."""
         _record(name, 0, total)
         done, last = 0, time.monotonic()
         for result in results:
@@ -96,12 +96,12 @@ def _record(name: str, done: int, total: int | None) -> None:
 
 
 def _wants_records() -> bool:
-    """Whether a program reads the progress.
+    """Whether progress is requested as JSON.
 
     Raises
     ------
     OptionError
-        If the variable asks for something else.
+        If the variable has another value.
     """
     wanted = os.environ.get(PROGRESS, "")
     if wanted not in ("", "json"):
@@ -120,7 +120,7 @@ class Nothing:
 
 
 class Bars:
-    """Progress as one bar with the time left; a pass that has ended leaves a plain line above it."""
+    """Progress as one bar with the time left; a finished pass leaves a plain line above it."""
 
     def __init__(self, waiting: ExitStack) -> None:
         from rich.progress import (
@@ -132,7 +132,7 @@ class Bars:
         )
 
         self.waiting = waiting
-        """Is closed when the first pass begins."""
+        """Closed when the first pass starts."""
         self.display = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -144,18 +144,18 @@ class Bars:
         )
 
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
-        """Pass `results` through and draw how far they are."""
+        """Pass `results` through and draw progress."""
         self.waiting.close()
         self.display.start()
         start, done = time.monotonic(), 0
         weights, whole = _work_of(results, total)
-        # the bar and the time left follow the work, the numbers the tasks
+        # the bar and the time left follow the weights, the numbers count tasks
         task = self.display.add_task(name, total=whole, done=0, count=total)
         for result in results:
             yield result
             done += 1
             self.display.update(task, advance=next(weights), done=done)
-        # only what is at work is drawn again: runs over many scenes have more passes than a terminal has lines
+        # only the active pass is redrawn: runs over many scenes have more passes than a terminal has lines
         self.display.remove_task(task)
         self.display.console.print(_ended(name, done, total, start), highlight=False, markup=False)
 
@@ -172,7 +172,7 @@ def _silent(ctx: click.Context) -> bool:
 
 @contextmanager
 def loading(ctx: click.Context, what: str = "preparing") -> Iterator[None]:
-    """Say what is under way until there is progress to show; on a terminal, only while it lasts."""
+    """Show a message until there is progress to show; on a terminal, only while it lasts."""
     if _silent(ctx):
         yield
     elif _wants_records():
@@ -193,7 +193,7 @@ def progress_bar(ctx: click.Context, before: str | None = None) -> Iterator[Bars
     Parameters
     ----------
     before
-        What is under way until the first pass begins, see `loading`.
+        Message until the first pass starts, see `loading`.
     """
     with ExitStack() as waiting:
         if before is not None:
@@ -234,7 +234,7 @@ def announce(values: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def readable(value: Any) -> str:
-    """A value as text, without quotes, brackets or braces of Python."""
+    """A value as text, without Python's quotes, brackets or braces."""
     if isinstance(value, Mapping):
         return _joined([f"{key} {readable(one)}" for key, one in value.items()])
     if isinstance(value, list | tuple):
@@ -262,7 +262,7 @@ def megabytes(size: int) -> str:
 
 
 def extent(square_metres: float, whole: float | None = None) -> str:
-    """An area in a readable unit: that of the `whole` that it is part of, unless its share is tiny."""
+    """An area in a readable unit: that of its `whole`, unless it is a tiny share."""
     for unit, size, least in (("km2", 1e6, 1e7), ("ha", 1e4, 1e3)):
         if square_metres >= least or (whole is not None and whole >= least and square_metres >= size / 100):
             return f"{_three_digits(square_metres / size)} {unit}"

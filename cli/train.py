@@ -159,7 +159,7 @@ def bundled(
     device = resolve_device(device)
     if pack is not None:
         if data or negatives:
-            raise OptionError(f"--pack {pack} is what to learn from: leave out --data and --negatives")
+            raise OptionError(f"--pack {pack} contains the training data: omit --data and --negatives")
         folder = click.get_current_context().with_resource(TemporaryDirectory(prefix="geolabel-"))
         data, packed = unpack(pack, Path(folder))
         negatives = (packed,) if packed else ()

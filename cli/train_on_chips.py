@@ -21,7 +21,7 @@ LIBRARIES = {
     "maskrcnn": ("pycocotools",),
     **dict.fromkeys(SMP, ("segmentation_models_pytorch",)),
 }
-"""Libraries that students need beside lightning, by --model."""
+"""Libraries that students need besides lightning, by --model."""
 
 _epochs = option(
     "--epochs",
@@ -287,9 +287,9 @@ def student(
         from geolabel.errors import OptionError
 
         if plain:
-            raise OptionError("--plain: Mask R-CNN has losses of its own; leave it out")
+            raise OptionError("--plain: Mask R-CNN has its own losses; omit it")
         if given.pop("init_weights") is not None:
-            raise OptionError("--init-weights: Mask R-CNN begins with random weights or --init; leave it out")
+            raise OptionError("--init-weights: Mask R-CNN starts with random weights or --init; omit it")
         from geolabel.datasets.instances import read_instances
         from geolabel.training.detectors import DetectorRequest
 

@@ -14,19 +14,19 @@ import click
 from .commands import F, option
 
 HOST = "127.0.0.1"
-"""Schedulers and dashboards that geolabel starts talk to this machine only."""
+"""Schedulers and dashboards started by geolabel listen on this machine only."""
 
 CONNECT_S = 30.0
-"""Seconds that a scheduler has to answer."""
+"""Timeout in seconds for a scheduler."""
 
 WITHOUT_S = 120
-"""Seconds without any worker of this machine that end a run: dask replaces one that dies, but for one that dies while
-it starts."""
+"""Seconds without any local worker after which a run ends: dask replaces a worker that dies, except during its
+start."""
 
 WARM = tuple(
     f"geolabel.{name}" for name in ("models.loading", "models.cam", "models.on_onnx", "extraction.passes", "models.sam")
 )
-"""Modules that tasks need."""
+"""Modules that tasks import."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ExecutorOptions:
 
     @property
     def tls(self) -> dict[str, str]:
-        """The TLS options that were given."""
+        """The given TLS options."""
         return {name: value for name in ("tls_ca_file", "tls_cert", "tls_key") if (value := getattr(self, name))}
 
 
@@ -101,12 +101,12 @@ def cluster_options(command: F) -> F:
 
 @contextmanager
 def at_work(given: dict[str, Any]) -> Iterator[None]:
-    """Start or connect the workers of a command; without options for them, the run works in this process.
+    """Start or connect the workers of a command; without options for them, the run uses this process.
 
     Parameters
     ----------
     given
-        Options of the command; those of `ExecutorOptions` are taken out, and ``device`` is read.
+        Options of the command; those of `ExecutorOptions` are removed, and ``device`` is read.
 
     Raises
     ------
@@ -122,8 +122,8 @@ def at_work(given: dict[str, Any]) -> Iterator[None]:
         raise OptionError("--workers starts processes here and --scheduler uses those of a cluster: give one of them")
     if asked.workers and ":" in str(given.get("device")):
         raise OptionError(
-            f"--workers gives each process a GPU of its own, and --device {given['device']} is one of them: give "
-            "--device cuda, with CUDA_VISIBLE_DEVICES for some of the GPUs; or leave --workers out"
+            f"--workers gives each process its own GPU, but --device {given['device']} is a single one: give "
+            "--device cuda, with CUDA_VISIBLE_DEVICES for some of the GPUs; or omit --workers"
         )
     if asked.tls and not asked.scheduler:
         raise OptionError("--tls-ca-file, --tls-cert and --tls-key are for a --scheduler")
@@ -189,7 +189,7 @@ def _remote(scheduler: str, tls: dict[str, str], threads: int | None) -> Iterato
             f"no scheduler answers at {scheduler} ({error}): start one with dask scheduler, and give its address "
             "or the file that it writes with --scheduler-file"
         ) from error
-    with client, client.as_current():  # not before: one that finds no scheduler would stay the default
+    with client, client.as_current():  # set only when connected: otherwise it would stay the default client
         _check_versions(client)
         _settle(client, 0, local=False, threads=threads)
         yield

@@ -301,7 +301,7 @@ def test_workers_take_the_gpus_in_turn(
 def test_workers_are_not_given_one_gpu_together() -> None:
     options = dict.fromkeys(("scheduler", "worker_memory", "tls_ca_file", "tls_cert", "tls_key"))
     with (
-        pytest.raises(OptionError, match="--device cuda:1 is one of them: give --device cuda"),
+        pytest.raises(OptionError, match="--device cuda:1 is a single one: give --device cuda"),
         at_work(options | {"workers": 2, "device": "cuda:1"}),
     ):
         pass

@@ -444,8 +444,8 @@ def with_limit(
     if not knows({recipe.role: recipe.sha256 for recipe in recipes}, parameters.method.name, confidence):
         if parameters.min_confidence:
             raise OptionError(
-                f"min confidence {parameters.min_confidence}: polygons only have a confidence with the bundled networks "
-                "and --method apsam; omit it, or give that of these networks with --confidence-model"
+                f"min confidence {parameters.min_confidence}: only polygons of the bundled networks and --method "
+                "apsam have a confidence; omit it, or give that of these networks with --confidence-model"
             )
         return parameters
     return replace(parameters, min_confidence=LIKELY) if parameters.min_confidence is None else parameters
@@ -467,7 +467,7 @@ def check_trained(localizer: Recipe, method: str) -> None:
         how = f"with --method {trained}" if trained else "in another way"
         raise WeightsError(
             f"--method {method} needs a localizer that was trained for it, but {localizer.source} was trained {how}: "
-            f"train one on chips (geolabel train localizer --method {method}) and give its file with --localizer, or use "
+            f"train one on chips (geolabel train localizer --method {method}) and give it with --localizer, or use "
             "--method apsam"
         )
 
