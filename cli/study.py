@@ -387,9 +387,9 @@ def alps(
 ) -> None:
     """What a student gains from ALPS before the first mask: its gate, its clusters, its steps.
 
-    In each row a student is pre-trained on pseudo-labels, keeps some of its weights, and is fine-tuned on a few masks of
-    CHIPS. The row scratch is only fine-tuned; gains are relative to it, on the same chips. Rows: overall, backbone, head;
-    gate 0.1, 0.3, 0.5, 0.7, 1.0; binary; chained; longer. Each takes as long as two trainings of its steps; the
+    In each row a student is pre-trained on pseudo-labels, keeps some of its weights, and is fine-tuned on a few masks
+    of CHIPS. The row scratch is only fine-tuned; gains are relative to it, on the same chips. Rows: overall, backbone,
+    head; gate 0.1, 0.3, 0.5, 0.7, 1.0; binary; chained; longer. Each takes as long as two trainings of its steps; the
     segmenter sees each image once.
 
     \b

@@ -350,7 +350,7 @@ def test_a_folder_that_exists_and_sizes_that_cannot_be(scene: Path, tmp_path: Pa
         cut_chips(scene, inventory, tmp_path / "c", size=64, overlap=64)
     with pytest.raises(OptionError, match="no column 'kind'"):
         cut_chips(scene, inventory, tmp_path / "c", class_column="kind")
-    with pytest.raises(GeolabelError, match="holds no quarry"):
+    with pytest.raises(GeolabelError, match="has no quarry"):
         cut_chips(scene, inventory, tmp_path / "c", classes=["quarry"])
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "chips.json"]
 

@@ -459,7 +459,7 @@ def test_images_are_labelled(folder: Path, tmp_path: Path, capsys: pytest.Captur
         ("--method apsam --classes tank", "--classes is an option of --method diffuprompter and sam3, not of apsam"),
         ("--localizer bundled", "localizer bundled: it is not asked in words: give sam3, the folder of such a network"),
         ("--localizer {folder} --classes tank,", "class '' has an empty name"),
-        ("--localizer {folder} --classes tank --engine onnx", "engine onnx: what is asked in words runs with torch"),
+        ("--localizer {folder} --classes tank --engine onnx", "engine onnx: networks for words run with torch"),
         (
             "--localizer {folder} --classes tank --draws 2",
             "--draws is an option of --method diffuprompter, not of sam3",

@@ -213,7 +213,7 @@ def test_the_grid_is_the_generators() -> None:
 def test_senseless_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="points per side 0: at least one"):
         GridPrompter(0)
-    with pytest.raises(OptionError, match=r"stability 1\.5: it has to be between 0 and 1"):
+    with pytest.raises(OptionError, match=r"stability 1\.5: it must be between 0 and 1"):
         Filters(stability=1.5)
     with pytest.raises(OptionError, match="offset -1: it must not be negative"):
         Filters(offset=-1)

@@ -129,7 +129,7 @@ def test_options_of_another_method_are_refused(
     ("method", "networks", "message"),
     [
         (student.Scenes(student="s.safetensors"), Networks(localizer="bundled"), "--localizer bundled: a student"),
-        (student.Scenes(student="s.safetensors"), Networks(sam="vit_b"), "--sam vit_b: a student draws by itself"),
+        (student.Scenes(student="s.safetensors"), Networks(sam="vit_b"), "--sam vit_b: a student segments by itself"),
         (cism.Scenes(), Networks(sam="vit_b"), "--sam vit_b: --method cism uses no segmenter; leave it out"),
         (cism.Scenes(), Networks(sam_checkpoint="a.pth"), "--sam-checkpoint a.pth: --method cism uses no segmenter"),
         (alps.Scenes(clusters="c.json"), Networks(localizer="a"), "--localizer a: --method alps has no localizer"),

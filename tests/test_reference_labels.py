@@ -54,7 +54,7 @@ def test_nodata_of_a_raster_of_classes_is_unknown_but_not_its_background(tmp_pat
 
 def test_a_raster_of_objects_has_no_classes(tmp_path: Path):
     objects = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
-    with pytest.raises(ChipError, match="holds 4094 values, and chips have up to 254 classes"):
+    with pytest.raises(ChipError, match="holds 4094 values, but chips have up to 254 classes"):
         read_truth(classes_of(tmp_path / "t.tif", objects, GRID.transform), GRID)
     only = read_truth(tmp_path / "t.tif", GRID, classes=["class_7"])
     assert only.mask(GRID.window).sum() == 1 + IGNORE  # 263 is not 7 once more
@@ -63,7 +63,7 @@ def test_a_raster_of_objects_has_no_classes(tmp_path: Path):
 def test_a_column_of_numbers_has_too_many_classes(tmp_path: Path):
     points = [shapely.Point(5e5 + k % 64, 5e6 - k // 64) for k in range(300)]
     gpd.GeoDataFrame({"id_": [f"p{k}" for k in range(300)]}, geometry=points, crs=32632).to_file(tmp_path / "p.gpkg")
-    with pytest.raises(ChipError, match=r"column id_ of .* holds 300 classes, and chips have up to 254"):
+    with pytest.raises(ChipError, match=r"column id_ of .* holds 300 classes, but chips have up to 254"):
         read_truth(tmp_path / "p.gpkg", GRID, class_column="id_")
 
 

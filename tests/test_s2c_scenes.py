@@ -89,5 +89,5 @@ def test_confidence_is_asked_of_masks_as_suits_the_segmenter():
 
 
 def test_boxes_are_none_of_its_prompts():
-    with pytest.raises(OptionError, match="asks by points"):
+    with pytest.raises(OptionError, match="prompts with points"):
         s2c.Scenes(prompts="box")

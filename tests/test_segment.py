@@ -171,7 +171,7 @@ def test_a_scene_with_nothing_in_it_has_no_segments(scene: Path, tmp_path: Path)
 def test_senseless_numbers_are_refused() -> None:
     with pytest.raises(OptionError, match="IoU of one object 0: it must be above 0"):
         GridPrompts(same=0)
-    with pytest.raises(OptionError, match="predicted iou 2: it has to be between 0 and 1"):
+    with pytest.raises(OptionError, match="predicted iou 2: it must be between 0 and 1"):
         GridPrompts(predicted_iou=2)
 
 

@@ -147,12 +147,12 @@ def test_flags_repeated_options_and_zero_are_what_they_are_in_the_record() -> No
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: s2c.Scenes(gate=2.0), r"^gate 2\.0: it has to be between 0 and 1$"),
-        (lambda: s2c.Scenes(confidence=-0.1), r"^confidence -0\.1: it has to be between 0 and 1$"),
-        (lambda: cism.Scenes(gate=float("nan")), "^gate nan: it has to be between 0 and 1$"),
-        (lambda: alps.Scenes(clusters="c.json", min_quality=1.5), r"^min quality 1\.5: it has to be between 0 and 1$"),
-        (lambda: diffuprompter.Scenes(activation_threshold=256), "threshold 256: it has to be between 0 and 255$"),
-        (lambda: check_limits(Example(gate=3)), "^gate 3: it has to be between 0 and 1$"),
+        (lambda: s2c.Scenes(gate=2.0), r"^gate 2\.0: it must be between 0 and 1$"),
+        (lambda: s2c.Scenes(confidence=-0.1), r"^confidence -0\.1: it must be between 0 and 1$"),
+        (lambda: cism.Scenes(gate=float("nan")), "^gate nan: it must be between 0 and 1$"),
+        (lambda: alps.Scenes(clusters="c.json", min_quality=1.5), r"^min quality 1\.5: it must be between 0 and 1$"),
+        (lambda: diffuprompter.Scenes(activation_threshold=256), "threshold 256: it must be between 0 and 255$"),
+        (lambda: check_limits(Example(gate=3)), "^gate 3: it must be between 0 and 1$"),
     ],
 )
 def test_records_hold_their_numbers_to_their_limits(make: Any, message: str) -> None:

@@ -1,7 +1,7 @@
-"""From clusters to classes: which clusters a person, some labelled chips or an activation map call a landslide.
+"""From clusters to classes: which clusters are landslides, according to a person, labelled chips or an activation map.
 
-Clusters share no pixel. So of all their unions the one with the highest F1 score holds the clusters of the highest
-precision, down to some cluster, and looking at that many unions finds it.
+Clusters are disjoint. So the union with the highest F1 score consists of the clusters with the highest precision, and
+is found by trying as many unions as there are clusters.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from geolabel.tiles import TileGrid
 from geolabel.types import BoolArray, Int64Array, UInt8Array
 
 Truth = Callable[[PseudoLabel], BoolArray | None]
-"""Where an image (H, W) shows the class; None where that is not known."""
+"""Where an image (H, W) shows the class; None if unknown."""
 
 TILE = 512
-"""Side in pixels of what a localizer sees at once."""
+"""Side in pixels of the localizer's tiles."""
 
 GATE = 0.5
-"""Minimum class probability of a tile whose activation counts, as in the extraction of scenes."""
+"""Minimum class probability of a tile for its activation to count, as in the extraction of scenes."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class Tally:
 
     @property
     def precision(self) -> list[float | None]:
-        """(K,) share of a cluster inside the class; None of an empty cluster."""
+        """(K,) share of each cluster inside the class; None for an empty cluster."""
         pairs = zip(self.inside.tolist(), self.outside.tolist(), strict=True)
         return [one / (one + other) if one + other else None for one, other in pairs]
 
     def confusion(self, chosen: Iterable[int]) -> Confusion:
-        """How well a union of clusters is the class; true negatives are of no account here."""
+        """Agreement of a union of clusters with the class, without true negatives."""
         at = sorted(chosen)
         tp, fp = float(self.inside[at].sum()), float(self.outside[at].sum())
         return Confusion(tp=tp, fp=fp, fn=float(self.inside.sum()) + self.missed - tp)
 
     def best(self) -> list[int]:
-        """The union of clusters with the highest F1 score, by falling precision; empty where none meets the class."""
+        """The union of clusters with the highest F1, by descending precision; empty if none overlaps the class."""
         seen = [k for k in range(len(self.inside)) if self.inside[k]]
         ranked = sorted(seen, key=lambda k: (-self.inside[k] / (self.inside[k] + self.outside[k]), k))
         scores = [self.confusion(ranked[: count + 1]).f1 for count in range(len(ranked))]
@@ -67,14 +67,14 @@ class Tally:
 
 
 def tally(labels: Iterable[PseudoLabel], truth: Truth, clusters: int) -> Tally:
-    """Count, over all images whose truth is known, where each cluster is.
+    """Count the pixels of each cluster over all images with known truth.
 
     Raises
     ------
     OptionError
         If there is no such image.
     SceneError
-        If a truth has another size than its image.
+        If a truth differs in size from its image.
     """
     counts = np.zeros((2, MOST + 1), np.int64)
     images = 0
@@ -92,16 +92,16 @@ def tally(labels: Iterable[PseudoLabel], truth: Truth, clusters: int) -> Tally:
     return Tally(counts[0, :clusters], counts[1, :clusters], int(counts[0, clusters:].sum()), images)
 
 
-# --- where the truth comes from --------------------------------------------------------------------------------------
+# --- sources of truth ------------------------------------------------------------------------------------------------
 
 
 def chip_masks(folder: Path) -> Truth:
-    """Truth from labelled chips: a mask for some, and perhaps a table that says which chips show nothing.
+    """Truth from labelled chips: masks of some, and optionally a table of chips that show nothing.
 
     Raises
     ------
     ChipError
-        If the folder or its table cannot be understood.
+        If the folder or its table is invalid.
     """
     table = any((parent / TABLE).is_file() for parent in (folder, folder.parent))
     chips = read_chips(folder) if table else None
@@ -126,7 +126,7 @@ def _of_chip(chips: ChipDataset, index: int) -> BoolArray | None:
 
 
 def active(localizer: Localizer, class_name: str) -> Truth:
-    """Truth from a localizer: where its activation exceeds the threshold of prompts, in tiles that pass the gate.
+    """Truth from a localizer: where its activation exceeds the prompt threshold, in tiles that pass the gate.
 
     Raises
     ------
@@ -159,20 +159,20 @@ def followed(labels: PseudoLabels) -> Iterator[PseudoLabel]:
         yield labels[index]
 
 
-# --- contact sheets: what the regions of a cluster look like, for a person to name it by ------------------------------
+# --- contact sheets: regions of a cluster, to help a person name it ---------------------------------------------------
 
 SIDE, COLUMNS, GAP, HEAD = 112, 6, 4, 20
-"""Pixels of a picture, pictures in a row, pixels between them, and pixels of the line at the top."""
+"""Side of a picture, pictures per row, spacing, and height of the title, in pixels."""
 
 _MIN_PIXELS = 16
-"""Minimum size of a region that is worth a look."""
+"""Minimum size in pixels of a region on a sheet."""
 
 LINE = (255, 220, 0)
 """Colour of the outline."""
 
 
 def sample_regions(labels: Iterable[PseudoLabel], clusters: int, each: int, seed: int = 0) -> list[list[UInt8Array]]:
-    """Pictures (SIDE, SIDE, 3) of up to `each` regions of every cluster, drawn with equal chance from all images.
+    """Pictures (SIDE, SIDE, 3) of up to `each` regions of every cluster, sampled uniformly from all images.
 
     Regions are 4-connected. Memory holds one image and the pictures.
     """
@@ -192,11 +192,11 @@ def sample_regions(labels: Iterable[PseudoLabel], clusters: int, each: int, seed
 
 
 def picture(image: UInt8Array, region: BoolArray) -> UInt8Array:
-    """A region (H, W), outlined, in a square of its surroundings, at the side of a picture."""
+    """A region (H, W), outlined, in a square crop of its surroundings, at the size of a picture."""
     rows, cols = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     side = int(1.5 * max(rows[-1] - rows[0], cols[-1] - cols[0])) + 16
     top, left = ((int(at[0]) + int(at[-1]) - side) // 2 for at in (rows, cols))
-    box = (left, top, left + side, top + side)  # what reaches out of the image is black
+    box = (left, top, left + side, top + side)  # black outside the image
     seen = np.asarray(Image.fromarray(np.array(image)).crop(box).resize((SIDE, SIDE), Image.Resampling.BILINEAR)).copy()
     mask = np.asarray(Image.fromarray(region).crop(box).resize((SIDE, SIDE), Image.Resampling.NEAREST))
     seen[mask & ~ndimage.binary_erosion(mask)] = LINE

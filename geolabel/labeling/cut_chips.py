@@ -1,4 +1,4 @@
-"""Cut chips from a scene: images at the scene's own gsd, what an inventory says of each as a whole, and their masks."""
+"""Cut chips from a scene: images at the scene's gsd, labels from an inventory, and masks."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
 
 _MIN_SHARE = 0.01
-"""Share of a chip that a class must cover to label it; what is between none and this says nothing clear."""
+"""Minimum share of a chip covered by a class for a positive label; smaller positive shares are ambiguous."""
 
 _MIN_VALID = 0.5
-"""Share of a chip that has to be valid, and judged."""
+"""Minimum share of a chip that is valid and labelled."""
 
 _TASK_PIXELS = 1 << 21
-"""Of the windows of a task: 32 of 256 px."""
+"""Pixels of the windows of a task: 32 of 256 px."""
 
 
 @dataclass(frozen=True)
 class ChipFolder:
-    """A folder of chips, as it was written."""
+    """A written folder of chips."""
 
     folder: Path
     classes: tuple[str, ...]
     chips: int
     unclear: int
-    """Windows left out since a class covers less than `_MIN_SHARE` of them, but something, or may do so."""
+    """Windows dropped because a class covers less than `_MIN_SHARE` of them, but may be present."""
     shown: tuple[int, ...]
-    """How many chips show each class."""
+    """Number of chips that show each class."""
 
 
 def cut_chips(
@@ -73,40 +73,40 @@ def cut_chips(
 ) -> ChipFolder:
     """Cut a scene into chips and label each as a whole.
 
-    The chips are GeoTIFFs of 8 bits, stretched once for the whole scene, at its own gsd or the working gsd asked for.
-    Objects are in them wherever the grid of windows happens to cut, not in their middle.
+    The chips are 8-bit GeoTIFFs with one stretch for the whole scene, at its gsd or the given working gsd. Objects may
+    be anywhere in them, since windows are on a regular grid.
 
     Parameters
     ----------
     reading
-        How the scene is read; what its masks hide is not valid, and unlabelled in the masks of chips. An area, bounds
-        or an asset are refused.
+        How the scene is read; masked pixels are not valid, and unlabelled in the masks of chips. An area, bounds or an
+        asset are refused.
     inventory
         See `geolabel.labeling.reference_labels.read_truth`. Polygons and rasters label every window, and become masks;
         the ground
-        outside polygons is taken to show nothing, that outside a raster is not judged. A point labels one chip around
-        it: its column ``label`` says 1 or 0, or what class it is.
+        outside polygons is assumed to show nothing, ground outside a raster is unknown. A point labels one chip around
+        it: its column ``label`` is 1 or 0, or its class.
     out
-        Folder to make.
+        Folder to create.
     size, overlap
-        Pixels a side, and pixels that neighbouring chips share: by default a quarter of the side.
+        Side in pixels, and overlap of neighbouring chips: by default a quarter of the side.
     layer, class_column, class_name, classes
         See `geolabel.labeling.reference_labels.read_truth`.
     overwrite
-        Whether chips that were cut before may be replaced. What geolabel did not make in the folder stays.
+        Whether earlier chips may be replaced. Files in the folder that geolabel did not write are kept.
     run_folder
-        Where the records of the run are kept, from which the same call resumes; by default beside `out`.
+        Folder for the records of the run, from which the same call resumes; by default beside `out`.
     progress
         Follows the run.
 
     Raises
     ------
     OptionError
-        If the size or the overlap cannot work.
+        If the size or the overlap is invalid.
     ChipError
-        If the inventory meets no part of the scene.
+        If the inventory covers no part of the scene.
     OutputError
-        If the folder holds other things or may not be replaced, is an input, or cannot be written.
+        If the folder contains other files or may not be replaced, is an input, or cannot be written.
     """
     reading, out = reading or Reading(), Path(out)
     overlap = size // 4 if overlap is None else overlap
@@ -176,25 +176,25 @@ def _run_key(reader: SceneReader, inventory: Path, reading: Reading, asked: dict
 
 
 _UNCLEAR = "unclear"
-"""Of a window of which it is not clear which classes it shows."""
+"""Marks a window whose classes are ambiguous."""
 
 Shows = tuple[bool, ...] | str | None
-"""Which classes a window shows; `_UNCLEAR`; None where too little of it is valid or judged."""
+"""The classes of a window; `_UNCLEAR`; None if too little of it is valid or labelled."""
 
 
 @dataclass(frozen=True)
 class _Chip:
-    """A window that was cut."""
+    """A cut window."""
 
     rgb: UInt8Array
     mask: UInt8Array | None
     shows: tuple[bool, ...] | None
-    """Which classes; None where that is unclear."""
+    """Its classes; None if ambiguous."""
 
 
 @dataclass(frozen=True)
 class _ChipCutter:
-    """What all chips of a scene are cut with."""
+    """Inputs for all chips of a scene."""
 
     reader: SceneReader
     grid: Grid
@@ -202,7 +202,7 @@ class _ChipCutter:
     truth: Truth
 
     def cut(self, window: Window, labels: tuple[bool, ...] | None) -> _Chip | None:
-        """Image, mask and labels of a window; None where too little of it is valid or judged."""
+        """Image, mask and labels of a window; None if too little of it is valid or labelled."""
         bands, valid = self.reader.read(window, self.grid)
         if valid.mean() < _MIN_VALID:
             return None
@@ -212,7 +212,7 @@ class _ChipCutter:
                 return None
             mask[~valid] = IGNORE
             shares = [float((mask[valid] == number).mean()) for number in range(1, len(self.truth.classes) + 1)]
-            # what nobody has judged may show a class as well: enough of it leaves unclear whether a class is there
+            # unlabelled pixels may show a class as well: too many of them make its presence ambiguous
             open_share = float((mask[valid] == IGNORE).mean())
             clear = all(share >= _MIN_SHARE or (share == 0 and open_share < _MIN_SHARE) for share in shares)
             labels = tuple(share > 0 for share in shares) if clear else None
@@ -221,14 +221,14 @@ class _ChipCutter:
 
 @dataclass(frozen=True)
 class _Cutting:
-    """What the cutting of a batch of windows takes."""
+    """Inputs for a batch of windows."""
 
     cutter: _ChipCutter
     store: Store
 
 
 def _cut(run: _Cutting, job: tuple[int, list[tuple[Window, tuple[bool, ...] | None]]]) -> list[Shows]:
-    """Cut a batch of windows, and leave those that are chips in the store."""
+    """Cut a batch of windows, and store those that are chips."""
     number, windows = job
     arrays: dict[str, AnyArray] = {"windows": np.asarray([astuple(window) for window, _ in windows], np.int64)}
     found: list[Shows] = []
@@ -252,7 +252,7 @@ CHIPS = Pass("chips", _cut, list[Shows], _where, pixels="pixels")
 
 @dataclass(frozen=True)
 class _Writing:
-    """What the writing of a batch of chips takes."""
+    """Inputs for writing a batch of chips."""
 
     store: Store
     grid: Grid
@@ -260,15 +260,15 @@ class _Writing:
     scene: str
 
     def name(self, window: Window) -> str:
-        """What a chip is called."""
+        """Name of a chip."""
         return f"{Path(self.scene).stem}_{window.row:06d}_{window.col:06d}"
 
 
 def _write_batch(run: _Writing, job: tuple[int, list[tuple[int, Window]]]) -> None:
-    """Write the chips of a batch: their places in it, and their windows."""
+    """Write the chips of a batch: their windows on the grid, and their images."""
     number, chips = job
     arrays = run.store.read("pixels", number)
-    own = run.folder / f"batch-{number}"  # writers clear away what they find of others in their folder
+    own = run.folder / f"batch-{number}"  # writers clean up leftovers of others in their folder
     own.mkdir()
     for k, window in chips:
         name = run.name(window)
@@ -289,7 +289,7 @@ def _write(
     source: dict[str, str],
     batches: Sequence[Sequence[tuple[tuple[Window, Any], Shows]]],
 ) -> list[tuple[str, tuple[bool, ...]]]:
-    """Write all chips, and what is known of them; return their images and what these show."""
+    """Write all chips and their tables; return their images and labels."""
     cutter = work.run.cutter
     (folder / "images").mkdir()
     (folder / "masks").mkdir()

@@ -1,10 +1,10 @@
-"""From a folder of images to a folder of pseudo-labels, batch by batch; a stopped run resumes.
+"""From a folder of images to a folder of pseudo-labels, batch by batch; an interrupted run resumes.
 
-Memory does not grow with the number of images. What labels an image is a function that travels to the workers: a record
-of what a method is made of, which loads its networks there.
+Memory does not grow with the number of images. The labelling function is pickled to the workers: a record of the
+method's recipes, which loads the networks there.
 
-A chip that shows nothing is background all over, and no network is asked about it (APSAM, algorithm 1). In any other,
-the maps of the classes that it shows are followed, and those of no other; APSAM, S2C and CISM share this.
+A chip that shows nothing is all background, and no network runs on it (APSAM, algorithm 1). For other chips, only the
+maps of the classes that they show are used; APSAM, S2C and CISM share this.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 
 
 class Images(Protocol):
-    """Images that are read one by one, each known by its name."""
+    """Images read one by one, identified by name."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Name of every image, each once."""
+        """Unique names of the images."""
         ...
 
     @property
     def digest(self) -> str:
-        """Names the same images in another run."""
+        """Digest that identifies the same images in another run."""
         ...
 
     @property
     def sources(self) -> Sequence[Path]:
-        """Files and folders that they are read from, which no output may be."""
+        """Files and folders that they are read from, which may not be outputs."""
         ...
 
     def __len__(self) -> int: ...
@@ -64,10 +64,10 @@ class Images(Protocol):
 
 
 LabelImages = Callable[[Sequence[str], Sequence[UInt8Array]], Sequence[LabelMap]]
-"""Labels images (H, W, 3), red first, known by their names."""
+"""Labels images (H, W, 3), red first, given their names."""
 
 Weigh = Callable[[int], float]
-"""About how long an image takes, by its number, in any unit."""
+"""Approximate time of an image, by its number, in any unit."""
 
 
 def label_images(
@@ -80,29 +80,29 @@ def label_images(
     overwrite: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Label every image that is not labelled yet, and finish the folder.
+    """Label every image that is not labelled yet, and complete the folder.
 
     Parameters
     ----------
     label
-        Is asked about each image once; its maps have the classes of `writer`.
+        Called once per image; its maps have the classes of `writer`.
     networks
-        Networks that it runs. It is asked about as many images at a time as the largest of their batches.
+        Networks that it runs. The number of images per call is the largest of their batch sizes.
     weigh
-        For the time that is left; None where all images take equally long.
+        For the estimate of the time left; None if all images take equally long.
     overwrite
-        Whether what geolabel made in the folder before may be replaced, when the new labels are finished.
+        Whether earlier files of geolabel in the folder may be replaced, once the new labels are complete.
 
     Returns
     -------
-    The figures that a user wants to see at the end.
+    The main figures for the user.
 
     Raises
     ------
     SceneError
         If an image cannot be read.
     OutputError
-        If the folder holds something else or cannot be written to.
+        If the folder contains other files or cannot be written to.
     """
     with labels_folder(writer.root, writer.provenance, overwrite=overwrite, inputs=images.sources) as folder:
         return label_within(images, label, replace(writer, root=folder), progress, networks, weigh)
@@ -116,12 +116,12 @@ def label_within(
     networks: Sequence[Recipe] = (),
     weigh: Weigh | None = None,
 ) -> dict[str, Any]:
-    """As `label_images`, in a folder of `labels_folder`."""
+    """Like `label_images`, in a folder of `labels_folder`."""
     names = images.names
     missing = {index for index, name in enumerate(names) if not writer.has(name)}
     executors.check_seen(writer.root / RUN)
     promise(path for index in missing for path in writer.files(names[index]))
-    # Batches do not depend on what is there already: last digits of a network depend on what it sees at a time.
+    # Batches do not depend on existing labels: last digits of a network depend on the images of a call.
     batch = max((recipe.batch for recipe in networks), default=1)
     batches = [range(first, min(first + batch, len(names))) for first in range(0, len(names), batch)]
     jobs = [tuple(some) for some in batches if not missing.isdisjoint(some)]
@@ -135,7 +135,7 @@ def label_within(
 
 @dataclass(frozen=True)
 class _Labelling:
-    """What the labelling of images takes."""
+    """Inputs for labelling images."""
 
     images: Images
     label: LabelImages
@@ -144,7 +144,7 @@ class _Labelling:
 
 
 def _label(run: _Labelling, batch: tuple[int, ...]) -> None:
-    """Label a batch of images and write those that are not there."""
+    """Label a batch of images and write the missing ones."""
     names, images = [run.images.names[index] for index in batch], [run.images.read(index) for index in batch]
     with worker.networks(run.networks, None):
         found = run.label(names, images)
@@ -163,7 +163,7 @@ LABEL = Pass("label", _label, None, _where)
 
 
 def label_provenance(method: str, settings: Any, recipes: Sequence[Recipe], images: Images) -> dict[str, Any]:
-    """What pseudo-labels are made of and with, as plain values; a run resumes only with the same.
+    """Everything that pseudo-labels depend on, as plain values; a run only resumes with the same.
 
     Parameters
     ----------
@@ -180,12 +180,12 @@ def label_provenance(method: str, settings: Any, recipes: Sequence[Recipe], imag
 
 
 Compose = Callable[[Localizer], Pipeline]
-"""Makes a method of a localizer that knows what the chip at hand shows. Travels to the workers."""
+"""Creates a method from a localizer that knows the labels of the current chip. Pickled to the workers."""
 
 
 @dataclass(frozen=True)
 class _ChipImages:
-    """Chips as `geolabel.labeling.label.label_images` takes images."""
+    """Chips with the interface of `geolabel.labeling.label.Images`."""
 
     chips: ChipDataset
 
@@ -201,7 +201,7 @@ class _ChipImages:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the names, sizes and labels of the files, which names the same chips in another run."""
+        """SHA-256 of the names, sizes and labels of the files, which identifies the same chips in another run."""
         marks = (
             f"{path.name} {path.stat().st_size} {shows.astype(int).tolist()}"
             for path, shows in zip(self.chips.paths, self.chips.labels, strict=True)
@@ -216,7 +216,7 @@ class _ChipImages:
         return self.chips.rgb(index)
 
     def weigh(self, index: int) -> float:
-        """About how long a chip takes, in pixels that a localizer sees: a chip that shows nothing is written alone."""
+        """Approximate time of a chip, in pixels of the localizer: a chip that shows nothing is only written."""
         if not self.chips.labels[index].any():
             return WRITTEN
         height, width = picture_size(self.chips.paths[index]) or (0, 0)
@@ -224,13 +224,13 @@ class _ChipImages:
 
 
 WRITTEN, SEGMENTED = 1000, 20_000
-"""Pixels that the bundled localizer sees at all scales in the time in which a chip is read and written, and in which
-the bundled segmenter encodes it, whatever its size."""
+"""Pixels that the bundled localizer processes at all scales in the time needed to read and write a chip and to encode
+it with the bundled segmenter, whatever its size."""
 
 
 @dataclass(frozen=True)
 class ActivatedLabels:
-    """Labels chips of which it is known what they show."""
+    """Labels chips with known classes."""
 
     localizer: Localizer
     compose: Compose
@@ -240,8 +240,8 @@ class ActivatedLabels:
         return self.many([image], shows[None])[0]
 
     def many(self, images: Sequence[UInt8Array], shows: BoolArray) -> list[LabelMap]:
-        """Label images (H, W, 3), given which classes (N, C) each shows; one that shows none is not looked at."""
-        from geolabel.models.multiscale import LabelledLocalizer  # PyTorch, which takes seconds
+        """Label images (H, W, 3), given the classes (N, C) that each shows; those without a class are skipped."""
+        from geolabel.models.multiscale import LabelledLocalizer  # imports PyTorch, which takes seconds
 
         asked = np.flatnonzero(shows.any(axis=1)).tolist()
         labelled = LabelledLocalizer(self.localizer, shows[asked])
@@ -253,14 +253,14 @@ class ActivatedLabels:
 
 @dataclass(frozen=True)
 class _ChipLabels:
-    """Labels chips by their names, with a localizer that each process loads once."""
+    """Labels chips by name, with a localizer that each process loads once."""
 
     localizer: Recipe
     multiscale: bool
     pamr: bool
     compose: Compose
     shows: Mapping[str, BoolArray]
-    """(C,) which classes each chip shows."""
+    """(C,) classes of each chip."""
 
     def __call__(self, names: Sequence[str], images: Sequence[UInt8Array]) -> list[LabelMap]:
         """Label the images (H, W, 3) of chips."""
@@ -274,9 +274,9 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True, pamr: bool = Fals
     Parameters
     ----------
     multiscale
-        Whether the maps of four scales and of mirrored chips are summed, as in released code of this family.
+        Whether the maps of four scales and of mirrored chips are summed, as in released code of these methods.
     pamr
-        Whether maps are moved to the edges of the image; see `geolabel.models.refinement.Pamr`.
+        Whether maps are aligned with the edges of the image; see `geolabel.models.refinement.Pamr`.
 
     Raises
     ------
@@ -299,7 +299,7 @@ def chip_localizer(recipe: Recipe, *, multiscale: bool = True, pamr: bool = Fals
 
 
 def _learned_from_labels(localizer: Recipe) -> bool:
-    """Whether a localizer learned from labels of whole images alone: its maps are coarse, and PAMR mends them."""
+    """Whether a localizer was trained on labels of whole images only: its maps are coarse, which PAMR corrects."""
     return read_info(loading.file_of(localizer)).trained.get("supervision") == IMAGE_LABELS
 
 
@@ -319,9 +319,9 @@ def label_chips(
     Parameters
     ----------
     settings
-        Of the method; its ``single_scale``, ``pamr`` and ``class_name`` are looked at.
+        Settings of the method; its ``single_scale``, ``pamr`` and ``class_name`` are used.
     recipes
-        Of the localizer, which comes first, and of the other networks.
+        Recipe of the localizer, followed by those of other networks.
     compose
         The method.
 
@@ -335,7 +335,7 @@ def label_chips(
     from geolabel.datasets.chips import read_chips
 
     known = read_chips(chips, class_name=settings.class_name) if isinstance(chips, str | Path) else chips
-    known = getattr(known, "by_number", known)  # of a GeoChips, the chips that it is made of
+    known = getattr(known, "by_number", known)  # of a GeoChips, the underlying chips
     if settings.pamr is None:
         settings = replace(settings, pamr=_learned_from_labels(recipes[0]))
     images, multiscale = _ChipImages(known), not settings.single_scale
@@ -343,7 +343,7 @@ def label_chips(
     if localizer.classes != known.classes:
         raise WeightsError(
             f"the localizer {recipes[0].source} knows {', '.join(localizer.classes)}, the chips show "
-            f"{', '.join(known.classes)}: train one on them, or give --class-name where they only have other names"
+            f"{', '.join(known.classes)}: train one on them, or give --class-name if only the names differ"
         )
     label = _ChipLabels(
         recipes[0], multiscale, settings.pamr, compose, dict(zip(known.names, known.labels, strict=True))

@@ -1,4 +1,4 @@
-"""What an inventory says of a scene: windows of chips, which classes each shows, and where."""
+"""Labels of a scene from an inventory: windows of chips, the classes of each, and masks."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from geolabel.tiles import TileGrid, Window, window_around
 from geolabel.types import AnyArray, UInt8Array
 
 LAYER = "landslides"
-"""The layer to read, where the file has one of this name."""
+"""Default layer, if the file has one of this name."""
 
 LABEL_COLUMNS = ("label", "class")
-"""Attributes that may say what a point or a polygon is."""
+"""Default attributes with the class of a point or polygon."""
 
 
 class Truth(Protocol):
-    """What is known of a scene: the windows to cut, and what each shows."""
+    """Reference labels of a scene: the windows to cut, and their classes."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, the background left out."""
+        """Names of the classes, without background."""
         ...
 
     def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, tuple[bool, ...] | None]]:
-        """Windows, and their labels where these do not follow from the mask."""
+        """Windows, and their labels if these do not follow from the mask."""
         ...
 
     def mask(self, window: Window) -> UInt8Array | None:
-        """(H, W) numbers of classes; None where nothing is known of single pixels."""
+        """(H, W) numbers of classes; None if single pixels are unknown."""
         ...
 
 
@@ -63,15 +63,15 @@ def read_truth(
     Parameters
     ----------
     path
-        Polygons or points of a vector file, or a raster whose values are numbers of classes.
+        Polygons or points in a vector file, or a raster of class numbers.
     grid
-        That chips are cut on.
+        Grid that chips are cut on.
     layer, class_column
-        Of the vector file: by default ``landslides`` or the only layer, and `LABEL_COLUMNS` if there is one.
+        For a vector file: by default ``landslides`` or the only layer, and one of `LABEL_COLUMNS` if present.
     class_name
-        Of features without a class, and of a raster of one class that does not name it.
+        For features without a class, and for a raster with one unnamed class.
     classes
-        Only these; all by default.
+        Classes to use; all by default.
     scene
         The scene's own grid, which a raster without georeference has too; `grid` by default.
 
@@ -80,11 +80,11 @@ def read_truth(
     OptionError
         If there is no such column.
     ChipError
-        If it holds none of the classes, or neither polygons nor points.
+        If it has none of the classes, or neither polygons nor points.
     SceneError
-        If a raster cannot be understood.
+        If a raster is invalid.
     VectorError
-        If a vector file cannot be read or has several layers, or the inventory misses the scene.
+        If a vector file cannot be read or has several layers, or the inventory does not intersect the scene.
     """
     if is_raster(path):
         return RasterTruth.open(path, grid, scene or grid, class_name, classes)
@@ -98,10 +98,10 @@ def read_truth(
         labels = [label if label in classes else "" for label in labels]
     found = tuple(sorted({label for label in labels if label}))
     if not found:
-        raise ChipError(f"{path} holds no {' or '.join(classes) or class_name}: an inventory needs one at least")
+        raise ChipError(f"{path} has no {' or '.join(classes) or class_name}: an inventory needs at least one")
     if len(found) >= IGNORE:
         raise ChipError(
-            f"column {column} of {path} holds {len(found)} classes, and chips have up to {IGNORE - 1}: "
+            f"column {column} of {path} holds {len(found)} classes, but chips have up to {IGNORE - 1}: "
             "choose another column or some of the classes"
         )
     features = features.set_geometry(near(features.geometry.to_numpy(), grid.crs, grid.outline))
@@ -117,7 +117,7 @@ def read_truth(
 
 
 def _column(features: gpd.GeoDataFrame) -> str | None:
-    """The attribute that says what a feature is, if there is one and it says so of any feature."""
+    """The attribute with the class of features, if there is one with any value."""
     return next((name for name in LABEL_COLUMNS if name in features and features[name].notna().any()), None)
 
 
@@ -166,17 +166,17 @@ class _PolygonTruth:
 
 @dataclass(frozen=True)
 class _PointTruth:
-    """Points, each of which labels one window around it."""
+    """Points, each of which labels a window around it."""
 
     classes: tuple[str, ...]
     grid: Grid
     points: AnyArray
     """(N,) in pixels of the grid."""
     numbers: UInt8Array
-    """(N,) class of each from 1; 0 of one that says that nothing is there."""
+    """(N,) class of each from 1; 0 for a point without landslide."""
 
     def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, tuple[bool, ...]]]:  # noqa: ARG002
-        """Windows around the points, with the classes of all points whose window it is."""
+        """Windows around the points, with the classes of all points inside."""
         seen: dict[Window, set[int]] = {}
         for point, number in zip(self.points, self.numbers, strict=True):
             if 0 <= point.y < self.grid.height and 0 <= point.x < self.grid.width:
@@ -186,7 +186,7 @@ class _PointTruth:
             yield window, tuple(k in numbers for k in range(1, len(self.classes) + 1))
 
     def mask(self, window: Window) -> None:
-        """Nothing is known of single pixels."""
+        """None: single pixels are unknown."""
 
 
 @dataclass(frozen=True)
@@ -201,16 +201,16 @@ class RasterTruth:
 
     @classmethod
     def open(cls, path: Path, grid: Grid, scene: Grid, class_name: str, wanted: Sequence[str]) -> RasterTruth:
-        """Find out what classes a raster holds; all of them are wanted where none is named.
+        """Find the classes of a raster; all are used if none is named.
 
         Raises
         ------
         ChipError
-            If it holds none of them or too many.
+            If it has none of them or too many.
         SceneError
-            If it cannot be understood.
+            If it is invalid.
         VectorError
-            If it misses the scene.
+            If it does not intersect the scene.
         """
         raster = LabelRaster.open(path, class_name=class_name, scene=scene)
         value_of = {name: k for k, name in raster.classes.items() if (name in wanted if wanted else k)}
@@ -218,8 +218,8 @@ class RasterTruth:
             raise ChipError(f"{path} holds {raster.listed() or 'nothing but 0'}: no class to label chips by")
         if len(value_of) >= IGNORE:
             raise ChipError(
-                f"{path} holds {len(value_of)} values, and chips have up to {IGNORE - 1} classes: give a raster of "
-                "classes, not of objects, or name the classes that are wanted"
+                f"{path} holds {len(value_of)} values, but chips have up to {IGNORE - 1} classes: give a raster of "
+                "classes, not of objects, or name the wanted classes"
             )
         outline = gpd.GeoDataFrame(geometry=[raster.grid.outline], crs=raster.grid.crs)
         check_meets(str(path), in_crs(outline, grid.crs, path), grid)
@@ -230,7 +230,7 @@ class RasterTruth:
         return _grid_windows(self.grid, size, overlap)
 
     def mask(self, window: Window) -> UInt8Array:
-        """(H, W) class of each pixel from 1, 0, or `IGNORE`, as beside the raster; of the nearest pixel of others."""
+        """(H, W) class of each pixel from 1, 0, or `IGNORE` outside the raster; by nearest neighbour."""
         values, known = self.raster.read(window, self.grid)
         return np.where(known, self.raster.number(values, self.values), IGNORE).astype(np.uint8)
 

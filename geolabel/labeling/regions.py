@@ -1,7 +1,7 @@
-"""What a segmenter finds everywhere in images, kept on disk: owners of pixels, features of masks, segment maps.
+"""All objects that a segmenter finds in images, stored on disk: owners of pixels, features of masks, segment maps.
 
-Finding is what takes the time. What is kept serves any gate and any number of clusters: where a mask is too large to be
-an object, so is every other mask of its pixels, since the smallest of them owns each.
+Finding them takes most of the time. The stored regions serve any gate and any number of clusters: if the smallest mask
+of a pixel is too large to be an object, so are all its other masks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from geolabel.tiles import TileGrid
 from geolabel.types import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
 KEY = "key.json"
-"""Says what the records are of."""
+"""Identifies the content of the records."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,36 @@ class Regions:
     """M masks of an image, of any size."""
 
     owner: Int32Array
-    """(H, W) the smallest mask that covers a pixel, or `geolabel.mosaic.NO_MASK`."""
+    """(H, W) smallest mask that covers a pixel, or `geolabel.mosaic.NO_MASK`."""
     features: Float32Array
     """(M, D)"""
     areas: Int64Array
-    """(M,) pixels."""
+    """(M,) pixels of each mask."""
     pixels: Int64Array
-    """(M,) of the tile that a mask was found in."""
+    """(M,) pixels of the tile that a mask was found in."""
     quality: Float32Array
     """(M,) predicted IoU x stability."""
 
     def objects(self, max_share: float) -> BoolArray:
-        """(M,) which masks pass the gate of ALPS, eq. 2 and 3."""
+        """(M,) masks that pass the gate of ALPS, eq. 2 and 3."""
         return passes_gate(self.areas, self.pixels, max_share)
 
     def label(self, values: Int32Array, classes: tuple[str, ...], max_share: float) -> LabelMap:
-        """Paint every object with its value (M,); what no object owns is ignored."""
-        kept = np.append(self.objects(max_share), False)  # NO_MASK, -1, picks the last
+        """Paint every object with its value (M,); pixels without an object are ignored."""
+        kept = np.append(self.objects(max_share), False)  # NO_MASK, -1, selects the last
         owner = np.where(kept[self.owner], self.owner, NO_MASK).astype(np.int32)
         return paint(owner, values, self.quality, classes)
 
 
 def find_regions(image: UInt8Array, segmenter: Segmenter, points_per_side: int, size: int) -> Regions:
-    """Ask about everything in an image (H, W, 3), tile by tile; every pixel belongs to the nearest tile.
+    """Segment everything in an image (H, W, 3), tile by tile; every pixel is taken from the nearest tile.
 
     Parameters
     ----------
     segmenter
-        Answers with `FeaturedMasks`.
+        Returns `FeaturedMasks`.
     size
-        Largest side of a tile, pixels.
+        Maximum side of a tile, pixels.
     """
     height, width = image.shape[:2]
     tiles = TileGrid(height, width, size, size // 4)
@@ -106,7 +106,7 @@ def find_regions(image: UInt8Array, segmenter: Segmenter, points_per_side: int, 
 
 @dataclass(frozen=True)
 class RegionFolder:
-    """The regions of every image of a folder. A stopped search resumes; memory holds an image per task."""
+    """The regions of every image of a folder. An interrupted search resumes; each task keeps one image in memory."""
 
     root: Path
     images: ImageFolder
@@ -117,17 +117,17 @@ class RegionFolder:
         Raises
         ------
         OutputError
-            If the folder holds those of other images, or of another segmenter, or other things.
+            If the folder has those of other images or another segmenter, or other files.
         """
         check_folder(self.root, self.images.sources)
         if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / KEY).is_file():
-            raise OutputError(f"{self.root} holds other things than what a segmenter found: give another folder")
+            raise OutputError(f"{self.root} contains files other than regions of a segmenter: give another folder")
         self.root.mkdir(parents=True, exist_ok=True)
         key = {"images": self.images.digest, "source": source.as_dict() | {"max_share": None}}
         path = self.root / KEY
         if path.exists() and read_json(path) != key:
             raise OutputError(
-                f"{self.root} holds what was found in other images, or with another segmenter or other settings: "
+                f"{self.root} contains regions of other images, or of another segmenter or settings: "
                 "give another folder, or delete this one"
             )
         write_json(path, key)
@@ -150,10 +150,10 @@ class RegionFolder:
         self._store.write("regions", index, vars(regions) | {"owner": packed, "size": size})
 
     def remove(self) -> None:
-        """Delete what was found."""
+        """Delete the stored regions."""
         self._store.remove()
         (self.root / KEY).unlink(missing_ok=True)
-        with suppress(OSError):  # another file is in it
+        with suppress(OSError):  # other files are in it
             self.root.rmdir()
 
     def read(self, index: int) -> Regions:
@@ -164,7 +164,7 @@ class RegionFolder:
         return Regions(**record | {"owner": owner})
 
     def features(self, number: int, max_share: float, seed: int = 0) -> Iterator[Float32Array]:
-        """Features (M, D) of the objects of every image, in an order of images that a seed and a number decide."""
+        """Features (M, D) of the objects of every image, in an order determined by a seed and a number."""
         for index in np.random.default_rng([seed, number]).permutation(len(self.images)).tolist():
             record = self._store.read("regions", index, "features", "areas", "pixels")
             yield record["features"][passes_gate(record["areas"], record["pixels"], max_share)]
@@ -172,7 +172,7 @@ class RegionFolder:
 
 @dataclass(frozen=True)
 class _Search:
-    """What the search of one image takes."""
+    """Inputs for the search in one image."""
 
     folder: RegionFolder
     segmenter: Recipe
@@ -195,25 +195,25 @@ SEGMENT = Pass("segment", _segment, None, _where)
 
 
 SETTINGS = "settings.json"
-"""What the maps of a folder were made with."""
+"""File with the settings that the maps of a folder were made with."""
 
 _MAX_SEGMENTS = (1 << 16) - 1
-"""Maximum number of segments of a chip, which an image of 16 bits can number; more are left out."""
+"""Maximum number of segments of a chip in a 16-bit image; further ones are dropped."""
 
 
 @dataclass(frozen=True)
 class SegmentMaps:
-    """Numbers of the segments of every chip, where the smallest segment of those that cover a pixel owns it."""
+    """Numbers of the segments of every chip; a pixel belongs to the smallest segment that covers it."""
 
     folder: Path
     chips: Chips
 
     def path(self, index: int) -> Path:
-        """The file of a chip."""
+        """Path of a chip's map."""
         return self.folder / f"{self.chips.names[index]}.png"
 
     def __call__(self, index: int) -> Int32Array:
-        """(H, W) numbers from 1, 0 where no segment is."""
+        """(H, W) numbers from 1, 0 without a segment."""
         path = self.path(index)
         try:
             with open_picture(path) as image:
@@ -232,16 +232,16 @@ def segment_maps(
     smallest: bool = True,
     progress: Progress,
 ) -> SegmentMaps:
-    """Segment every chip, but those that are in the folder already.
+    """Segment every chip that is not in the folder yet.
 
     Parameters
     ----------
     recipe
-        Of the segmenter.
+        Recipe of the segmenter.
     folder
-        Maps are kept below it in a folder that is named after the segmenter and the settings.
+        Maps are stored in a subfolder named after the segmenter and the settings.
     smallest
-        Whether the smallest segment that covers a pixel owns it; otherwise the one of the highest predicted IoU.
+        Whether a pixel belongs to the smallest segment covering it; otherwise to the one of highest predicted IoU.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def segment_maps(
 
 @dataclass(frozen=True)
 class _Everything:
-    """What the segmentation of one chip takes."""
+    """Inputs for the segmentation of one chip."""
 
     maps: SegmentMaps
     segmenter: EverythingRecipe
@@ -295,7 +295,7 @@ SEGMENTS = Pass("segments", _segments, None, _where_segmented)
 def segment_everything(
     rgb: UInt8Array, segmenter: Segmenter, prompter: GridPrompter, smallest: bool = True
 ) -> Int32Array:
-    """(H, W) numbers of the segments of an image, from 1; in tiles where it is larger than the segmenter's window."""
+    """(H, W) numbers of the segments of an image, from 1; in tiles if it is larger than the segmenter's window."""
     numbers = np.zeros(rgb.shape[:2], np.int32)
     height, width = rgb.shape[:2]
     tiles = TileGrid(height, width, segmenter.window, segmenter.window // 4)

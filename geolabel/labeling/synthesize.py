@@ -1,4 +1,4 @@
-"""A synthetic scene and its truth as files."""
+"""Write a synthetic scene and its truth."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Where a scene and what is true of it are written."""
+    """Paths of a scene and its truth."""
 
     scene: Path
     """RGB, uint8."""
@@ -81,12 +81,12 @@ class SceneFiles:
         return [path for path in (self.scene, self.mask, self.classes, self.dem, self.before) if path is not None]
 
     def check(self, *, overwrite: bool) -> None:
-        """Refuse places where a file could not or should not be written.
+        """Refuse paths where a file cannot or should not be written.
 
         Raises
         ------
         OutputError
-            If anything stands in the way of one of the files.
+            If one of the files cannot be written.
         """
         for path in self.rasters:
             check_target(path, overwrite=overwrite, suffixes=rasters.SUFFIXES)
@@ -105,7 +105,7 @@ def synthesize(
     overwrite: bool = False,
     discard_review: bool = False,
 ) -> SyntheticScene:
-    """Draw a scene and write it with its truth: see `SceneFiles` and `geolabel.synthetic.synthesize`.
+    """Generate a scene and write it with its truth: see `SceneFiles` and `geolabel.synthetic.synthesize`.
 
     The same arguments give the same bytes. The files appear together, or none of them does.
 
@@ -118,25 +118,25 @@ def synthesize(
     gsd
         Metres per pixel.
     seed
-        What the scene is drawn from.
+        Random seed.
     epsg
-        A projected CRS in metres. The scene's place in it is invented.
+        A projected CRS in metres. The location in it is invented.
     pair
-        Whether to make the place before its landslides too, on another day and displaced by a few pixels. The scene
-        then also has new roads, pits and fields; see `geolabel.synthetic.synthesize_pair`.
+        Whether to also generate the place before its landslides, on another day and displaced by a few pixels. The
+        scene then also has new roads, pits and fields; see `geolabel.synthetic.synthesize_pair`.
     reactivated
-        How likely a landslide of a pair was there before, 0..1. The truth then has the column ``activity``.
+        Probability that a landslide of a pair was there before, 0..1. The truth then has the column ``activity``.
     overwrite
-        Whether files that are there may be replaced, if no person has edited the truth.
+        Whether existing files may be replaced, unless a person has edited the truth.
     discard_review
-        Whether they may be replaced all the same.
+        Whether they may be replaced even then.
 
     Raises
     ------
     OptionError
-        If the size, gsd, seed or CRS cannot be used, or landslides are reactivated without a pair.
+        If the size, gsd, seed or CRS is invalid, or landslides are reactivated without a pair.
     OutputError
-        If a file cannot be written, or exists and must not be replaced.
+        If a file cannot be written, or exists and may not be replaced.
     """
     if reactivated and not pair:
         raise OptionError(
@@ -175,7 +175,7 @@ def synthesize(
 
 
 def _metric(epsg: int) -> pyproj.CRS:
-    """Look up a CRS that counts metres at `PLACE`."""
+    """Look up a CRS in metres at `PLACE`."""
     advice = "give a projected one in metres, such as 32648"
     try:
         crs = pyproj.CRS.from_epsg(epsg)
@@ -209,7 +209,7 @@ def _landslides(ids: Int32Array, grid: Grid, reactivated: Sequence[int] | None) 
 
 
 def _outlines(ids: Int32Array, transform: Affine) -> tuple[list[int], Geometries]:
-    """Numbers of the landslides in the scene, ascending, and the exact outline of each."""
+    """Ascending numbers of the landslides in the scene, and the exact outline of each."""
     parts: dict[int, list[shapely.Polygon]] = {}
     for geometry, number in shapes(ids, mask=ids > 0, connectivity=4, transform=transform):
         parts.setdefault(int(number), []).append(shapely.geometry.shape(geometry))

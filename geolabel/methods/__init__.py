@@ -1,9 +1,9 @@
 """The methods by name, each a module of this package.
 
-A module has, for scenes, a frozen dataclass ``Scenes``, a `geolabel.extraction.request.SceneMethod`; and for folders
-of images a frozen dataclass ``Settings`` and a function ``label`` of the shape of `Label`. Both records inherit their
-fields from `geolabel.settings.methods`; the fields are the options of the method. A new method is its module, its
-settings, and one more line in `METHODS`. This is the only place where methods are chosen by their names.
+A module has, for scenes, a frozen dataclass ``Scenes``, a `geolabel.extraction.request.SceneMethod`; and for folders of
+images a frozen dataclass ``Settings`` and a function ``label`` like `Label`. Both records inherit their fields from
+`geolabel.settings.methods`; the fields are the options of the method. A new method needs a module, settings, and a row
+in `METHODS`. This is the only place where methods are selected by name.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Label(Protocol):
     def __call__(
         self, chips: Path, out: Path, settings: Any, networks: Networks, *, overwrite: bool, progress: Progress
     ) -> dict[str, Any]:
-        """Return the figures that a user wants to see at the end."""
+        """Return the main figures for the user."""
         ...
 
 
 Use = Literal["for_scenes", "for_chips"]
-"""What a method is used for."""
+"""Uses of a method."""
 
 _RECORDS: dict[Use, str] = {"for_scenes": "Scenes", "for_chips": "Settings"}
 """Names of the records in the module of a method."""
@@ -42,16 +42,16 @@ _RECORDS: dict[Use, str] = {"for_scenes": "Scenes", "for_chips": "Settings"}
 
 @dataclass(frozen=True)
 class Method:
-    """What is known of a method before anything heavy is imported."""
+    """Description of a method, available without heavy imports."""
 
     summary: str
-    """For the help: what it needs."""
+    """Text for the help: what it needs."""
     home: str
-    """The module with its records and functions."""
+    """Module with its records and functions."""
     for_scenes: type
     """Its settings over scenes."""
     for_chips: type | None = None
-    """Its settings for folders of images; None if it labels none."""
+    """Its settings for folders of images; None if it cannot label them."""
 
     @property
     def label(self) -> Label:
@@ -60,12 +60,12 @@ class Method:
         return function
 
     def settings(self, given: Mapping[str, Any]) -> Any:
-        """The method's settings for a folder from options by name; those that are None keep their defaults.
+        """The method's settings for a folder, from options by name; None keeps the default.
 
         Raises
         ------
         OptionError
-            If an option was given that the method does not have, or a value cannot be.
+            If the method does not have an option, or a value is invalid.
         """
         return _chosen(self, "for_chips", given)
 
@@ -76,7 +76,7 @@ class Method:
         return record
 
     def options(self, use: Use) -> dict[str, str]:
-        """What the command line calls each of its settings for a use."""
+        """Option of the command line for each of its settings."""
         record = getattr(self, use)
         return {name: option_name(record, name) for name in (settings_of(record) if record else ())}
 
@@ -91,7 +91,7 @@ def label(
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Make pseudo-labels of a folder of images. What was stopped resumes with the same call.
+    """Write pseudo-labels for a folder of images. An interrupted call can be repeated to resume.
 
     Parameters
     ----------
@@ -102,17 +102,17 @@ def label(
     method
         A name of `METHODS`.
     networks
-        The segmenter, the localizer where no setting names one, and where networks run.
+        The segmenter, the localizer if no setting names one, and where networks run.
     overwrite
-        Whether pseudo-labels in the folder may be replaced.
+        Whether existing pseudo-labels in the folder may be replaced.
     progress
         Follows the run.
     **options
-        Settings of the method by name, see the ``Settings`` of its module; those that are None keep their defaults.
+        Settings of the method by name, see the ``Settings`` of its module; None keeps the default.
 
     Returns
     -------
-    Figures by name: images, those that were labelled before, classes.
+    Figures by name: images, images labelled earlier, classes.
 
     Raises
     ------
@@ -170,24 +170,24 @@ METHODS: dict[str, Method] = {
     ),
     "student": Method("a student of your own", "geolabel.methods.student", settings.StudentScenes),
 }
-"""By the name that ``--method`` takes."""
+"""Methods by their name in ``--method``."""
 
 DEFAULT, STUDENT = "apsam", "student"
-"""Methods over scenes where none is named, without and with a student."""
+"""Default methods over scenes, without and with a student."""
 
 
 def scene_method(given: Mapping[str, Any], name: str | None = None) -> SceneMethod:
-    """A method over scenes from options by name; those that are None keep their defaults.
+    """A method over scenes, from options by name; None keeps the default.
 
     Parameters
     ----------
     name
-        Of the method; None for the default, or for the student where one is given.
+        Name of the method; None for the default, or for the student if one is given.
 
     Raises
     ------
     OptionError
-        If there is no such method, an option is one of another method, or a value cannot be.
+        If there is no such method, an option belongs to another method, or a value is invalid.
     """
     name = name or (DEFAULT if given.get("student") is None else STUDENT)
     if name not in METHODS:
@@ -197,7 +197,7 @@ def scene_method(given: Mapping[str, Any], name: str | None = None) -> SceneMeth
 
 
 def _chosen(method: Method, use: Use, given: Mapping[str, Any]) -> Any:
-    """A record of a method; its own options alone may be given."""
+    """Create the record of a method; only its own options are accepted."""
     known, chosen = method.options(use), {name: value for name, value in given.items() if value is not None}
     foreign = min(set(chosen) - set(known), default=None)
     if foreign is not None:

@@ -1,4 +1,4 @@
-"""ALPS: everything in the images, clustered by what the encoder saw; pseudo-labels without a single label.
+"""ALPS: all objects in the images, clustered by the encoder's features; pseudo-labels without any label.
 
 Source: Zhang et al., "ALPS: An Auto-Labeling and Pre-training Scheme for Remote Sensing Segmentation With Segment
 Anything Model". Its steps and where they are:
@@ -6,12 +6,12 @@ Anything Model". Its steps and where they are:
 * eq. 1, masks of everything: `geolabel.models.everything`
 * eq. 2 and 3, the filtering gate: `geolabel.labelers.gate`
 * eq. 4, features of masks: `geolabel.models.everything.pool`
-* online k-means, and the number of clusters where it is not known: `geolabel.training.clusters`
-* pseudo-labels: `geolabel.labeling.regions.Regions`; the smallest mask of a pixel decides, and 255 is what none covers
+* online k-means, and estimation of the number of clusters: `geolabel.training.clusters`
+* pseudo-labels: `geolabel.labeling.regions.Regions`; the smallest mask of a pixel wins, and 255 is uncovered
 
-The gate leaves out masks that cover more than a share of an image, as background; 0.3 in the paper, whose images are
-some 900 px wide. A landslide that fills its image goes with them, so the share is larger where the segmenter's tiles
-are smaller: see `geolabel.models.defaults`.
+The gate drops masks that cover more than a share of an image, as background: 0.3 in the paper, whose images are some
+900 px wide. A landslide that fills its image is dropped too, so the share is larger for segmenters with smaller tiles:
+see `geolabel.models.defaults`.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ class Settings(AlpsChips):
     Raises
     ------
     OptionError
-        If there are more clusters than a label map holds, or none.
+        If there are no clusters, or more than a label map can hold.
     """
 
     def __post_init__(self) -> None:
         if self.count is not None:
-            check_count(self.count)  # what the segmenter finds first takes hours
+            check_count(self.count)  # checked first, as the segmenter runs for hours
 
     @property
     def count(self) -> int | None:
-        """How many clusters are asked for, where that is a number."""
+        """The requested number of clusters, if it is a number."""
         return int(self.clusters) if self.clusters.isdecimal() else None
 
     @property
     def file(self) -> Path | None:
-        """The clusters that were made before, if such are asked for."""
+        """The file of existing clusters, if one is given."""
         return None if self.count is not None or self.clusters == AUTO else clusters_path(Path(self.clusters))
 
 
@@ -124,7 +124,7 @@ def label(
 
 
 def source_of(settings: Settings, networks: Networks) -> tuple[Source, EverythingRecipe]:
-    """What features will come from, and the segmenter that makes them."""
+    """Origin of the features, and the segmenter that computes them."""
     asked = GridPrompts(
         points_per_side=32 if settings.points_per_side is None else settings.points_per_side,
         predicted_iou=settings.predicted_iou,
@@ -143,17 +143,19 @@ def source_of(settings: Settings, networks: Networks) -> tuple[Source, Everythin
 
 
 def known_clusters(path: Path, settings: Settings, networks: Networks) -> ClusterFile:
-    """Clusters that were made before, with what their features come from.
+    """Existing clusters, with the origin of their features.
 
     Raises
     ------
     WeightsError
         If the file cannot be read.
     OptionError
-        If there is no such file, or a setting is given that belongs to the making of clusters.
+        If there is no such file, or a setting for making clusters is given.
     """
     if not path.is_file():
-        raise OptionError(f"clusters {path}: there is no such file; give a number, auto, or clusters made before")
+        raise OptionError(
+            f"clusters {path}: there is no such file; give a number, auto, or a file of existing clusters"
+        )
     usual = AlpsChips()
     others = [name for name in settings_of(AlpsChips) if name != "clusters"]
     given = [name for name in others if getattr(settings, name) != getattr(usual, name)]
@@ -166,12 +168,12 @@ def known_clusters(path: Path, settings: Settings, networks: Networks) -> Cluste
 
 
 def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
-    """The segmenter whose features clusters were made of.
+    """The segmenter that the features of clusters come from.
 
     Raises
     ------
     OptionError
-        If the networks have another one.
+        If the networks use another one.
     """
     segmenter = uncompiled(networks.recipes()[1])
     content.check(segmenter)
@@ -180,7 +182,7 @@ def recipe_of(networks: Networks, content: ClusterFile) -> EverythingRecipe:
 
 @dataclass(frozen=True)
 class _Known:
-    """Labels images with clusters that were made before."""
+    """Labels images with existing clusters."""
 
     content: ClusterFile
     recipe: EverythingRecipe
@@ -196,7 +198,7 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Found:
-    """Labels images with the clusters of what was found in them."""
+    """Labels images with clusters of their own regions."""
 
     regions: RegionFolder
     clusters: Clusters
@@ -214,7 +216,7 @@ class _Found:
 def _clustered(
     path: Path, folder: RegionFolder, source: Source, settings: Settings, provenance: dict[str, Any]
 ) -> ClusterFile:
-    # The clusters of a run that was stopped are those that it would make again.
+    # The clusters of an interrupted run are those that it would compute again.
     if path.is_file() and (found := load_clusters(path)).provenance == provenance:
         return found
     clusters, results = cluster(folder, source.max_share, settings)
@@ -224,7 +226,7 @@ def _clustered(
 
 
 def cluster(folder: RegionFolder, max_share: float, settings: Settings) -> tuple[Clusters, dict[str, Any]]:
-    """Cluster the objects of all images, and say how that came out."""
+    """Cluster the objects of all images, and log the result."""
     count = settings.count
     if count is None:
         parts = folder.features(0, max_share, settings.seed)
@@ -243,7 +245,7 @@ def cluster(folder: RegionFolder, max_share: float, settings: Settings) -> tuple
 
 @dataclass(frozen=True)
 class Scenes(AlpsScenes, SceneMethod):
-    """The method over scenes: a grid of points in every tile, and of the answers those whose cluster has a name.
+    """The method over scenes: a grid of points in every tile, and the answers whose cluster has a requested name.
 
     Raises
     ------
@@ -261,7 +263,7 @@ class Scenes(AlpsScenes, SceneMethod):
             raise OptionError("--method alps finds clusters that have a name: give --cluster-name NAME")
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
-        """A localizer that sees the classes everywhere, and a segmenter that leaves out all others."""
+        """A localizer with uniform activation, and a segmenter restricted to the classes."""
         networks.refuse("--method alps has no localizer", "localizer")
         path = clusters_path(Path(self.clusters or "")).absolute()
         content = load_clusters(path)
@@ -276,7 +278,7 @@ class Scenes(AlpsScenes, SceneMethod):
         )
 
     def ask(self, work: Work) -> tuple[Prompts, list[MaskTable]]:
-        """Ask about everything, tile by tile: the masks of the classes, and the points that they answer."""
+        """Segment everything, tile by tile: the masks of the classes, and the points that they answer."""
         points = self.points_per_side
         tables = ask_everywhere(work, points)
         prompts = _answered(work.run.plan, tables, points)
@@ -289,12 +291,12 @@ class Scenes(AlpsScenes, SceneMethod):
         return load_clusters(Path(self.clusters or "")).source.points_per_side
 
     def sample(self, height: int, width: int) -> Prompts:
-        """What a tile of that size is asked, to time it."""
+        """Prompts to time a tile of that size."""
         return GridPrompter(self.points_per_side).over(height, width)
 
 
 def _answered(plan: Plan, tables: list[MaskTable], points: int) -> Prompts:
-    """The points that masks answer, each of the class of its first mask."""
+    """The points that masks answer, each with the class of its first mask."""
     every = np.concatenate([np.zeros(0, np.int64), *(table.prompt_ids for table in tables)])
     classes = np.concatenate([np.zeros(0, np.int32), *(table.class_ids for table in tables)])
     ids, first = np.unique(every, return_index=True)

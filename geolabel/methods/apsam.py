@@ -1,15 +1,15 @@
-"""APSAM: contours of the class activation ask a segmenter, whose masks are united.
+"""APSAM: contours of the class activation prompt a segmenter, whose masks are merged.
 
 Source: Wang et al. (2025), "Auto-Prompting SAM for Weakly Supervised Landslide Extraction". Its equations and where
 they are:
 
 * eq. 1, class activation: `geolabel.models.nets.classifier`, `geolabel.activation.normalise`
 * eq. 2 to 8, threshold, contours, boxes and centroids: `geolabel.prompters.ContourPrompter`
-* eq. 9, masks: `geolabel.models.sam`; which of three answers is left open, see `PAPER`
+* eq. 9, masks: `geolabel.models.sam`; which of three candidates to use is left open, see `PAPER`
 * algorithm 1, chips without a landslide are skipped: `geolabel.labeling.label`
 * retraining: `geolabel.training.students`
 
-Over scenes the same is done block by block, see `Scenes`; it is what is done there unless another method is chosen.
+Over scenes the same is done block by block, see `Scenes`; it is the default method there.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from geolabel.settings.methods import ApsamChips
 Settings = ApsamChips
 
 PAPER = Settings(selection="best_iou", agreed=False)
-"""Every pixel gets a label; the paper does not say which mask answers."""
+"""Every pixel gets a label; the paper does not state which candidate is used."""
 
 
 def with_defaults(settings: Settings, networks: Networks) -> Settings:
-    """The settings with what suits the segmenter instead of None; see `geolabel.models.defaults`."""
+    """The settings with the segmenter's defaults for None; see `geolabel.models.defaults`."""
     suits = segmenter_defaults(networks.sam)
     selection = suits.selection if settings.selection is None else settings.selection
     return replace(settings, selection=selection, agreed=suits.agreed if settings.agreed is None else settings.agreed)
@@ -46,7 +46,7 @@ def with_defaults(settings: Settings, networks: Networks) -> Settings:
 
 @dataclass(frozen=True)
 class AskedPrompter:
-    """Contours, of which the segmenter is given boxes, points or both (the paper's Table II)."""
+    """Contours, restricted to boxes, points or both (the paper's Table II)."""
 
     contours: ContourPrompter
     kind: Literal["box", "point", "both"] = "both"
@@ -57,14 +57,14 @@ class AskedPrompter:
 
 
 def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> Pipeline:
-    """The method, for chips that the localizer and the segmenter see whole."""
+    """The method, for chips that localizer and segmenter process as a whole."""
     contours = ContourPrompter(settings.activation_threshold)
     labeler: Labeler = AgreedLabeler() if settings.agreed else UnionLabeler()
     return Pipeline(localizer, AskedPrompter(contours, settings.prompts), FittingSegmenter(segmenter), labeler)
 
 
 def compose(segmenter: Recipe, settings: Settings, localizer: Localizer) -> Pipeline:
-    """The method with the segmenter of a recipe, in whatever process it labels."""
+    """The method with the segmenter of a recipe, in any process."""
     return pipeline(localizer, worker.segmenter(segmenter), settings)
 
 

@@ -1,15 +1,15 @@
-"""CISM: the class activation of a network that learned in pairs of images is thresholded; no segmenter takes part.
+"""CISM: the thresholded class activation of a network trained on pairs of images, without a segmenter.
 
 Source: Zhou et al. (2023), "Weakly Supervised Semantic Segmentation in Aerial Imagery via Cross-Image Semantic Mining".
 Its equations and where they are:
 
 * eq. 1 to 17, prototypes, similarity, class vectors: `geolabel.training.cism`
 * eq. 18 to 27, losses: `geolabel.training.cism`
-* the last step, dense CRF, where it is asked for, and pixels to classes: `geolabel.models.refinement`,
+* the last step, optional dense CRF, and pixels to classes: `geolabel.models.refinement`,
   `geolabel.labelers.ThresholdLabeler`
 
-With one class, the secondary classification is void and all images are of one group; common and non-common semantics
-still compare images. Several classes are what the method is for.
+With one class, the secondary classification has no effect and all images are in one group; common and non-common
+semantics still compare images. The method is meant for several classes.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Settings = CismChips
 
 
 def pipeline(localizer: Localizer, settings: Settings, device: str = "cpu") -> Pipeline:
-    """The method, for chips that the localizer sees whole; the CRF runs on `device`.
+    """The method, for chips that the localizer processes as a whole; the CRF runs on `device`.
 
     Raises
     ------
     OptionError
-        If there is a CRF and no threshold: it needs a background.
+        If there is a CRF but no threshold, which it needs for the background.
     """
     threshold = settings.activation_threshold / LEVELS
     if settings.crf and not threshold:
@@ -71,9 +71,9 @@ NO_SEGMENTER = "--method cism uses no segmenter"
 
 @dataclass(frozen=True)
 class Scenes(CismScenes, SceneMethod):
-    """The method over scenes: the blended map is the score, and counts only where the class is likely around it.
+    """The method over scenes: the blended map is the score where the class is probable, else 0.
 
-    An activation map alone cannot say that a class is absent.
+    An activation map alone cannot show that a class is absent.
     """
 
     name = "cism"
@@ -87,5 +87,5 @@ class Scenes(CismScenes, SceneMethod):
         return localizer, NoSegmenterRecipe()
 
     def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
-        """(H, W) activation, and 0 where the class is not likely in any window around."""
+        """(H, W) activation; 0 where the class is improbable in all windows around."""
         return likely_activation(run, window, class_id, self.gate)

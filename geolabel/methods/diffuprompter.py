@@ -1,4 +1,4 @@
-"""DiffuPrompter: a diffusion network says where the words are, a segmenter what is there. Nothing is trained.
+"""DiffuPrompter: a diffusion network locates words, a segmenter outlines what is there. Nothing is trained.
 
 Source: Li et al. (2024), "DiffuPrompter: Pixel-Level Automatic Annotation for High-Resolution Remote Sensing Images
 with Foundation Models", Remote Sensing 16, 2004. No code of the authors is known. Its steps and where they are:
@@ -9,13 +9,13 @@ with Foundation Models", Remote Sensing 16, 2004. No code of the authors is know
 * eq. 5 to 9, LSAD: `geolabel.models.diffusion.noisy` and `DiffusionLocalizer`
 * eq. 10, the threshold and the dense CRF: `geolabel.models.refinement`
 * box and centroid of every component: `geolabel.prompters.ContourPrompter`
-* eq. 2, the segmenter: `geolabel.models.everything`, which keeps all its candidates
-* the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
+* eq. 2, the segmenter: `geolabel.models.everything`, with all its candidates
+* the mask with the highest IoU with the map: `geolabel.labelers.most_alike`
 * closed regions become instances: `geolabel.labels.closed_regions`
 
-The paper labels images of which it is known what they show. Where the images are in folders of the classes' names, or
-beside a table of labels, each is asked about its own classes only; otherwise about all, and what it does not show is
-found somewhere nevertheless.
+The paper labels images with known classes. If the images are in folders named after classes, or listed in a table of
+labels, each is searched for its own classes only; otherwise for all of them, and absent classes are found somewhere
+nevertheless.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ class Settings(DiffuprompterChips):
     Raises
     ------
     OptionError
-        If a number or a class cannot be.
+        If a number or a class is invalid.
     """
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
-            raise OptionError(f"threshold {self.threshold}: it has to be between 0 and 1")
+            raise OptionError(f"threshold {self.threshold}: it must be between 0 and 1")
         assert self.grounding
 
     @property
     def grounding(self) -> Grounding:
-        """What the diffusion network is asked."""
+        """The request to the diffusion network."""
         return Grounding(
             parse_concepts(self.classes),
             template=self.template,
@@ -88,12 +88,12 @@ class Settings(DiffuprompterChips):
 
 
 def compose(localizer: Localizer, segmenter: Segmenter, threshold: float, *, attention_only: bool = False) -> Pipeline:
-    """The method after its map, whichever localizer made that.
+    """The steps after the map, for any localizer.
 
     Parameters
     ----------
     segmenter
-        Answers with every candidate; see `geolabel.masks.EVERY_CANDIDATE`.
+        Returns every candidate; see `geolabel.masks.EVERY_CANDIDATE`.
     threshold
         The gamma of eq. 10.
     attention_only
@@ -105,7 +105,7 @@ def compose(localizer: Localizer, segmenter: Segmenter, threshold: float, *, att
 
 
 def grey_level(threshold: float) -> int:
-    """The grey value that activation above a threshold of 0..1 exceeds."""
+    """The grey value threshold for activation above a threshold of 0..1."""
     return int(threshold * LEVELS + 1e-6)
 
 
@@ -121,18 +121,18 @@ def label(
 
 
 WRITTEN = 0.01
-"""Tiles that are labelled in the time in which an image is read and written."""
+"""Number of tiles that are labelled in the time needed to read and write an image."""
 
 NO_SEGMENTER = "--attention-only uses no segmenter"
 
 OF_SEGMENTER = ("sam", "sam_checkpoint", "compile")
-"""Fields of `Networks` that are about a segmenter."""
+"""Fields of `Networks` that concern a segmenter."""
 
 
 def label_asked(
     method: str, chips: Path, out: Path, settings: Any, asked: LabelAsked, *, overwrite: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Label a folder of images with a method that is told the classes in words."""
+    """Label a folder of images with a method that takes classes in words."""
     images = ImageFolder(chips)
     of_images = replace(asked, known=shown_classes(images, asked.asked))
     counted = {"classes_known_of": len(of_images.known)}
@@ -152,11 +152,11 @@ def label_asked(
 
 @dataclass(frozen=True)
 class LabelAsked:
-    """A method that is told the classes in words, in whatever process it labels."""
+    """A method that takes classes in words, in any process."""
 
     asked: Asked
     recipes: tuple[Recipe, ...]
-    """Of the localizer, and of the segmenter where one draws; see `compose`."""
+    """Recipe of the localizer, and of the segmenter if one is used; see `compose`."""
     threshold: float
     known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Classes that images are known to show, by name of the image."""
@@ -165,13 +165,13 @@ class LabelAsked:
     def of(
         cls, settings: DiffuprompterChips | Sam3Chips, asked: Asked, recipes: tuple[Recipe, SegmenterRecipe]
     ) -> Self:
-        """The method with its settings; the segmenter is left out where it draws nothing."""
+        """The method with its settings; without a segmenter if the map is used alone."""
         localizer, segmenter = recipes
         chosen = (localizer,) if settings.attention_only else (localizer, uncompiled(segmenter))
         return cls(asked, chosen, settings.threshold)
 
     def weigh(self, images: ImageFolder, index: int) -> float:
-        """About how long an image takes, in tiles; one that shows none of the classes is written alone."""
+        """Approximate time of an image, in tiles; one that shows none of the classes is only written."""
         shown = self.known.get(images.names[index], self.asked.classes)
         return images.tiles(index, SCENE_TILE) if shown else WRITTEN
 
@@ -191,7 +191,7 @@ class LabelAsked:
 
 
 def asked_only(localizer: Localizer, classes: Collection[str]) -> Localizer:
-    """A localizer that is told words, for an image that shows these classes only."""
+    """A localizer for classes in words, restricted to the classes that an image shows."""
     if isinstance(localizer, RefinedLocalizer):
         inner = asked_only(localizer.localizer, classes)
         return RefinedLocalizer(inner, localizer.threshold, localizer.crf, localizer.device)
@@ -200,10 +200,10 @@ def asked_only(localizer: Localizer, classes: Collection[str]) -> Localizer:
 
 
 def shown_classes(images: ImageFolder, asked: Asked) -> Mapping[str, tuple[str, ...]]:
-    """The classes that images are known to show, by the name of the image; empty where nothing says so.
+    """The classes that images are known to show, by name of the image; empty if unknown.
 
-    What folders or a table call an image counts where it means one of the classes that are asked for: by its name or by
-    a synonym, in any case, with underscores for spaces. An image that is called something else shows none of them.
+    A name of a folder or in a table is used if it means one of the requested classes: its name or a synonym, in any
+    case, with underscores for spaces. Images with other names show none of them.
     """
     try:
         chips = read_chips(images.root)
@@ -229,11 +229,11 @@ def recipes_of(
     Raises
     ------
     OptionError
-        If a localizer is chosen, or ONNX Runtime, which does not run diffusion networks.
+        If a localizer is given, or ONNX Runtime, which cannot run diffusion networks.
     WeightsError
-        If a network cannot be had.
+        If a network cannot be loaded or downloaded.
     """
-    diffusion_files.require_diffusion()  # before a segmenter is downloaded
+    diffusion_files.require_diffusion()  # checked before a segmenter is downloaded
     networks.refuse("with diffuprompter the diffusion network is the localizer", "localizer")
     if networks.engine == "onnx":
         raise OptionError("engine onnx: the diffusion network runs with torch alone; give --engine auto or torch")
@@ -243,12 +243,12 @@ def recipes_of(
 
 @dataclass(frozen=True)
 class Scenes(DiffuprompterScenes, SceneMethod):
-    """The method over scenes: the maps of words ask the segmenter, whose mask most like the map answers.
+    """The method over scenes: maps of words prompt the segmenter, and the mask most similar to the map is used.
 
     Raises
     ------
     OptionError
-        If a number or a class cannot be.
+        If a number or a class is invalid.
     """
 
     name = "diffuprompter"
@@ -258,12 +258,12 @@ class Scenes(DiffuprompterScenes, SceneMethod):
         assert self.grounding
 
     def require(self) -> None:
-        """Ask for the libraries of diffusion networks."""
+        """Check the libraries for diffusion networks."""
         diffusion_files.require_diffusion()
 
     @property
     def grounding(self) -> Grounding:
-        """What the diffusion network is asked."""
+        """The request to the diffusion network."""
         return Grounding(
             parse_concepts(self.classes),
             template=self.template,
@@ -273,5 +273,5 @@ class Scenes(DiffuprompterScenes, SceneMethod):
         )
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
-        """A diffusion network that is told the words, and a segmenter."""
+        """A diffusion network with the words, and a segmenter."""
         return recipes_of(networks, self.diffusion, self.grounding, self.selection)

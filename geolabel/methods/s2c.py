@@ -1,4 +1,4 @@
-"""S2C: peaks of the class activation ask a segmenter, and masks count by their confidence.
+"""S2C: peaks of the class activation prompt a segmenter, and masks are weighted by their confidence.
 
 Source: Kweon and Yoon (2024), "From SAM to CAMs: Exploring Segment Anything Model for Weakly Supervised Semantic
 Segmentation". Its equations and where they are:
@@ -9,7 +9,7 @@ Segmentation". Its equations and where they are:
 * eq. 9 to 11, confidence: `geolabel.labelers.ConfidenceLabeler`
 * eq. 12 and 13, cross-entropy with a background: `geolabel.training.s2c.prompted_mask_loss`
 
-The paper asks the segmenter in training only, and thresholds the map afterwards. Here the same pipeline labels chips,
+The paper uses the segmenter in training only, and thresholds the map afterwards. Here the same pipeline labels chips,
 since a student learns from masks with edges; ``geolabel label --method cism`` thresholds a map.
 """
 
@@ -54,7 +54,7 @@ Settings = S2cChips
 
 
 def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> Pipeline:
-    """The method, for chips that the localizer and the segmenter see whole."""
+    """The method, for chips that localizer and segmenter process as a whole."""
     return Pipeline(
         localizer,
         PeakPrompter(single=settings.single_peak),
@@ -64,7 +64,7 @@ def pipeline(localizer: Localizer, segmenter: Segmenter, settings: Settings) -> 
 
 
 def compose(segmenter: Recipe, settings: Settings, localizer: Localizer) -> Pipeline:
-    """The method with the segmenter of a recipe, in whatever process it labels."""
+    """The method with the segmenter of a recipe, in any process."""
     return pipeline(localizer, worker.segmenter(segmenter), settings)
 
 
@@ -84,11 +84,11 @@ def label(
 
 @dataclass(frozen=True)
 class Scenes(S2cScenes, SceneMethod):
-    """The method over scenes: every place where a landslide is likely is asked about by the peaks of its activation.
+    """The method over scenes: every region of activation is prompted with the peaks of its activation.
 
-    A component of the thresholded, blended activation stands for an image. All peaks of a component ask for one mask,
-    and a mask counts if its stability times its mean activation is high enough. What comes out depends on no tile and
-    no block.
+    A component of the thresholded, blended activation corresponds to an image. All peaks of a component prompt for one
+    mask, and a mask is used if its stability times its mean activation is high enough. The result does not depend on
+    tiles or blocks.
     """
 
     name = "s2c"
@@ -96,7 +96,7 @@ class Scenes(S2cScenes, SceneMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompts == "box":
-            raise OptionError("prompts box: the method s2c asks by points and has no boxes; leave it out")
+            raise OptionError("prompts box: the method s2c prompts with points, not boxes; leave it out")
 
     def with_defaults(self, networks: Networks) -> Self:
         """With the tau of the segmenter."""
@@ -116,7 +116,7 @@ class Scenes(S2cScenes, SceneMethod):
 
     def counts(self, work: Work, masks: Sequence[MaskTable]) -> list[BoolArray]:
         """Masks whose stability times mean activation (eq. 9 and 10) is at least tau (eq. 11)."""
-        if not work.run.localized:  # all prompts are a person's
+        if not work.run.localized:  # all prompts were drawn by a person
             return super().counts(work, masks)
         active = list(work.each(WEIGH, list(enumerate(masks))))
         assert self.confidence is not None  # see `with_defaults`
@@ -126,16 +126,16 @@ class Scenes(S2cScenes, SceneMethod):
 
 
 POINTS = 16
-"""Most points of a prompt, the highest of the object's: more tell the segmenter nothing new."""
+"""Maximum points of a prompt, the highest of the object's: more do not change the mask."""
 
 
 def peak_prompts(work: Work, regions: Sequence[tuple[Spans, Int32Array, Float32Array]]) -> Prompts:
-    """One prompt per component, with a point on each of its peaks, the highest first; the classes in their order.
+    """One prompt per component, with a point on each of its peaks, the highest first; ordered by class.
 
     Parameters
     ----------
     regions
-        Of each class, see `geolabel.extraction.pipeline.join_regions`.
+        Regions of each class, see `geolabel.extraction.pipeline.join_regions`.
     """
     blocks = len(work.run.plan.blocks)
     found = list(work.each(PEAKS, work.run.plan.layers))
@@ -170,8 +170,7 @@ def _of_class(class_id: int, found: Int64Array, spans: Spans, labels: Int32Array
 def peaks(run: Run, job: tuple[int, int]) -> Int64Array:
     """(N, 3) row, col and grey value of the peaks of a class in a block; the job names both.
 
-    A peak is the highest of all within a distance, and high enough. Where several are highest, the first in raster
-    order is the peak.
+    A peak is the maximum within a distance, and high enough. Ties go to the first in raster order.
     """
     block, class_id = job
     plan = run.plan
@@ -183,7 +182,7 @@ def peaks(run: Run, job: tuple[int, int]) -> Int64Array:
     around = Window(row, col, bottom - row, right - col)
     threshold = plan.method.activation_threshold
     grey = blend_activation(run, around, class_id, partial(reach, threshold))
-    # no two pixels of the scene have the same key, and doubles hold it exactly
+    # keys are unique for all pixels of the scene, and exact in double precision
     pixel = (np.arange(around.row, around.bottom)[:, None] * grid.width + np.arange(around.col, around.right)).astype(
         np.float64
     )
@@ -201,7 +200,7 @@ PEAKS = Pass("peaks", peaks, Int64Array, where_block)
 
 
 def peak_distance(side: int) -> int:
-    """Minimum distance in pixels of two peaks in an image of that side, as `PeakPrompter` has it."""
+    """Minimum distance in pixels of two peaks in an image of that side, as in `PeakPrompter`."""
     return max(1, round(PeakPrompter().distance * min(side, 256)))
 
 

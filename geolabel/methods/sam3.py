@@ -1,13 +1,13 @@
-"""Concepts of SAM 3: its detector says what the words name and where, a segmenter draws it. Nothing is trained.
+"""Concepts of SAM 3: its detector locates words, a segmenter outlines them. Nothing is trained.
 
-Source: Carion et al. (2025), "SAM 3: Segment Anything with Concepts". The map of its instances takes the place of the
-cross-attention of `geolabel.methods.diffuprompter`; what is done with it is the same. Its steps and where they are:
+Source: Carion et al. (2025), "SAM 3: Segment Anything with Concepts". The map of its instances replaces the
+cross-attention of `geolabel.methods.diffuprompter`; the later steps are the same. Its steps and where they are:
 
 * instances, their scores, and the presence of a concept: `geolabel.models.concept_maps`
 * the threshold; box and centroid of every component: `geolabel.prompters.ContourPrompter`
-* the mask of the highest IoU with the map: `geolabel.labelers.most_alike`
+* the mask with the highest IoU with the map: `geolabel.labelers.most_alike`
 
-Unlike a diffusion network it says whether a class is there: over scenes, the presence of a concept in a tile is
+Unlike a diffusion network it estimates whether a class is present: over scenes, the presence of a concept in a tile is
 compared with the gate.
 """
 
@@ -39,12 +39,12 @@ class Settings(Sam3Chips):
     Raises
     ------
     OptionError
-        If a number or a class cannot be.
+        If a number or a class is invalid.
     """
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
-            raise OptionError(f"threshold {self.threshold}: it has to be between 0 and 1")
+            raise OptionError(f"threshold {self.threshold}: it must be between 0 and 1")
         assert self.asked
 
     @property
@@ -67,18 +67,18 @@ def label(
 def recipes_of(
     networks: Networks, asked: Asked, selection: Selection = "overlap"
 ) -> tuple[ConceptRecipe, SegmenterRecipe]:
-    """Recipes of the network that is asked in words, and of a segmenter.
+    """Recipes of the network for words, and of a segmenter.
 
     Raises
     ------
     OptionError
-        If a localizer is chosen that is not asked in words, or ONNX Runtime, which runs none.
+        If a localizer is given that does not take words, or ONNX Runtime, which cannot run it.
     WeightsError
-        If a network cannot be had.
+        If a network cannot be loaded or downloaded.
     """
-    _require()  # before a segmenter is downloaded
+    _require()  # checked before a segmenter is downloaded
     if networks.engine == "onnx":
-        raise OptionError("engine onnx: what is asked in words runs with torch alone; give --engine auto or torch")
+        raise OptionError("engine onnx: networks for words run with torch only; give --engine auto or torch")
     _, segmenter = replace(networks, localizer=None).recipes(selection)
     return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter), segmenter)
 
@@ -89,12 +89,12 @@ def _require() -> None:
 
 @dataclass(frozen=True)
 class Scenes(Sam3Scenes, SceneMethod):
-    """The method over scenes: the instances of concepts ask the segmenter, whose mask most like them answers.
+    """The method over scenes: instances of concepts prompt the segmenter, and the mask most similar to them is used.
 
     Raises
     ------
     OptionError
-        If a number or a class cannot be.
+        If a number or a class is invalid.
     """
 
     name = "sam3"
@@ -113,11 +113,11 @@ class Scenes(Sam3Scenes, SceneMethod):
 
     @property
     def dense(self) -> bool:
-        """Whether the instances themselves are the answer."""
+        """Whether the instances themselves are the result."""
         return self.attention_only
 
     def require(self) -> None:
-        """Ask for the library that runs the network."""
+        """Check the library that runs the network."""
         _require()
 
     @property
@@ -126,12 +126,12 @@ class Scenes(Sam3Scenes, SceneMethod):
         return Asked(parse_concepts(self.classes))
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
-        """A network that is asked in words, and a segmenter where one draws."""
+        """A network for words, and a segmenter if one is used."""
         if not self.attention_only:
             return recipes_of(networks, self.asked, self.selection)
         networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
         return recipes_of(networks, self.asked)[0], NoSegmenterRecipe()
 
     def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
-        """(H, W) scores of instances, and 0 where the class is not present."""
+        """(H, W) scores of instances; 0 if the class is not present."""
         return likely_activation(run, window, class_id, self.gate)

@@ -1,4 +1,4 @@
-"""A student over scenes: its probability of every pixel is the score; no localizer and no segmenter take part.
+"""A student over scenes: its probability of every pixel is the score, without localizer and segmenter.
 
 Students learn from pseudo-labels or masks, see `geolabel.training.students`, and label no chips here.
 """
@@ -34,13 +34,13 @@ class Scenes(StudentScenes, SceneMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.student is None:
-            raise OptionError("--method student draws with a network of geolabel train student: give --student FILE")
+            raise OptionError("--method student needs a network of geolabel train student: give --student FILE")
 
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
         """The student as the localizer, and no segmenter."""
         from geolabel.models.checkpoint import read_info
 
-        networks.refuse("a student draws by itself", "localizer", "sam", "sam_checkpoint", "compile")
+        networks.refuse("a student segments by itself", "localizer", "sam", "sam_checkpoint", "compile")
         assert self.student is not None  # see __post_init__
         kind = read_info(self.student).kind
         if kind != "student":

@@ -1,6 +1,6 @@
-"""Settings of the methods: over scenes, and over folders of chips. What the methods do with them is in their modules.
+"""Settings of the methods: over scenes, and over folders of chips. Their implementation is in the methods' modules.
 
-Each field is an option of ``extract`` and ``predict``, or of ``label``. What several methods have is a named type.
+Each field is an option of ``extract`` and ``predict``, or of ``label``. Settings of several methods are named types.
 """
 
 from dataclasses import dataclass
