@@ -324,9 +324,10 @@ def _as_one(
 
 def _column(parts: Sequence[pd.Series], kind: Kind) -> AnyArray:
     values = np.concatenate([part.astype(object).to_numpy() for part in parts])
-    if kind == "real":
-        return np.asarray([np.nan if value is None else value for value in values], np.float64)
     missing = pd.isna(values)
+    if kind == "real":
+        values[missing] = np.nan
+        return np.asarray(values, np.float64)
     if kind == "int" and not missing.any():
         return values.astype(np.int64)
     values[missing] = None

@@ -12,7 +12,7 @@ from typing import Literal
 
 from geolabel.masks import FULL
 
-Kind = Literal["int", "real", "text", "date", "datetime", "bool"]
+Kind = Literal["int", "real", "text", "date", "datetime", "bool", "binary"]
 """Type of the values of a column."""
 
 Page = Literal["Review", "Size", "Quality", "Evidence", "Origin"]

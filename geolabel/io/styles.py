@@ -234,7 +234,9 @@ def _widget(name: str, kind: Kind) -> str:
     if name == "status":
         return "ValueMap"
     # the spin box of whole numbers does not show those of 64 bits
-    return {"real": "Range", "date": "DateTime", "datetime": "DateTime", "bool": "CheckBox"}.get(kind, "TextEdit")
+    return {"real": "Range", "date": "DateTime", "datetime": "DateTime", "bool": "CheckBox", "binary": "Binary"}.get(
+        kind, "TextEdit"
+    )
 
 
 def _settings(name: str, kind: Kind) -> dict[str, tuple[str, str]]:

@@ -7,6 +7,7 @@ added, and a row without a feature was deleted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,13 +79,17 @@ class Record:
 
 def plain(value: object) -> Any:
     """A value as it is compared: text, number or None; what says nothing is None, and a date is text."""
-    if value is None or (np.isscalar(value) and pd.isna(value)) or value is pd.NaT:
+    if value is None or (np.isscalar(value) and pd.isna(value)) or value is pd.NaT or value is pd.NA:
         return None
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
     if hasattr(value, "isoformat"):
         text = value.isoformat()
         return text.removesuffix("T00:00:00") if isinstance(text, str) else str(text)
     if isinstance(value, bool | np.bool_):
         return bool(value)
+    if isinstance(value, int | np.integer) and abs(int(value)) > 2**53:
+        return int(value)  # a floating-point number would round it
     if isinstance(value, int | float | np.integer | np.floating):
         return float(value)
     return str(value).strip() or None
@@ -142,7 +147,7 @@ def read_written(path: str | Path) -> Record | None:
             Written(str(layer), int(key), outline, dict(attributes), bool(reviewed))
             for (layer, key, _, _, reviewed), outline, attributes in zip(rows, outlines, said, strict=True)
         ]
-    except (sqlite3.Error, ValueError, TypeError, shapely.errors.ShapelyError):
+    except (sqlite3.Error, ValueError, TypeError, OverflowError, shapely.errors.ShapelyError):
         return None
     highest = max((row.key for row in found if row.layer == HIGHEST), default=0)
     return Record({(row.layer, row.key): row for row in found if row.layer != HIGHEST}, highest)

@@ -23,7 +23,7 @@ import pyproj
 from geolabel.errors import OptionError, OutputError
 from geolabel.io.columns import COLUMNS, Kind
 from geolabel.io.read.features import layer_info, read_layer, spatial_layers
-from geolabel.io.read.review import kind_of
+from geolabel.io.read.typed_columns import kind_of, read_typed
 from geolabel.io.styles import STYLED, VERSION, document, style_of
 from geolabel.outputs import check_target, replacing
 from geolabel.urls import without_secrets
@@ -199,7 +199,7 @@ def _vector_layers(path: Path) -> list[_Layer]:
 
 
 def _vector_layer(path: Path, name: str, *, alone: bool) -> _Layer:
-    table = read_layer(path, name)
+    table = read_typed(path, name)
     columns: dict[str, Kind] = {
         str(column): COLUMNS[column].kind if column in COLUMNS else kind_of(table[column])
         for column in table.columns

@@ -39,6 +39,7 @@ from geolabel.io.read.review import (
     check_work,
     read_review,
 )
+from geolabel.io.read.typed_columns import joint_kind
 from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.io.written import plain, read_written
@@ -213,14 +214,14 @@ class _Joint:
                     "compared; give both a CRS, or neither"
                 )
             for name, kind in review.columns.items():
-                columns[name] = kind if columns.get(name, kind) == kind else "text"
+                columns[name] = joint_kind(name, columns.get(name, kind), kind)
         columns |= COLUMNS
         whole = columns | {LAYER: "text", WHY: "text"}
         parts, owner = [], []
         for index, review in enumerate(reviews):
             for rows in (review.kept, review.rejected, review.waiting):
                 table = reviewed_in(rows, crs, None)
-                mixed = [name for name, kind in review.columns.items() if columns[name] != kind and name in table]
+                mixed = [n for n, kind in review.columns.items() if columns[n] == "text" != kind and n in table]
                 table = table.assign(**{name: _as_text(table[name]) for name in mixed})
                 parts.append(stacked([table], crs, whole))
                 owner += [index] * len(table)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyogrio
 import pyproj
 import shapely
@@ -173,6 +174,26 @@ def _read(file: str, layer: str, columns: Sequence[str] | None) -> gpd.GeoDataFr
         return pyogrio.read_dataframe(file, **wanted)
     except UnicodeDecodeError:  # a DBF with a wrong or no encoding declaration, from older Windows programs
         return pyogrio.read_dataframe(file, **wanted, encoding="ISO-8859-1")
+
+
+def exact_integers(path: str | Path, layer: str, column: str) -> pd.Series:
+    """Read a column of whole numbers with all their digits, null ones among them, of the rows that `read_layer` gives.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
+    import pyarrow as pa
+
+    file = _opened_as(path)
+    try:
+        _, table = pyogrio.read_arrow(file, layer=layer, columns=[column])
+        shapes = shapely.from_wkb(table.column(table.num_columns - 1).to_numpy(zero_copy_only=False))
+    except (RuntimeError, ValueError, pa.ArrowException, shapely.errors.ShapelyError) as error:
+        raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
+    numbers = pd.Series(pd.array(table.column(column).to_pylist(), "Int64"))
+    return numbers[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))].reset_index(drop=True)
 
 
 def with_whole_names(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

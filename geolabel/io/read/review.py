@@ -23,9 +23,10 @@ import pandas as pd
 import pyproj
 
 from geolabel.errors import OutputError, VectorError
-from geolabel.io.columns import DERIVED, LANDSLIDE_COLUMNS, WINDOW_COLUMNS, Kind
+from geolabel.io.columns import DERIVED, WINDOW_COLUMNS, Kind
 from geolabel.io.databases import reading_database
-from geolabel.io.read.features import read_layer, spatial_layers, with_whole_names
+from geolabel.io.read.features import read_layer, spatial_layers
+from geolabel.io.read.typed_columns import added_columns, read_polygon_table
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.written import PROMPT_LAYERS, Record, Written, changed_prompts, plain, read_written, same_outlines
 
@@ -133,7 +134,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
         rejected=_frame(pd.concat([asked[refused], gone], ignore_index=True) if len(gone) else asked[refused], crs),
         waiting=_frame(rows[rows[WHY].isna() & rows["id"].notna()], crs),
         looked=_looked(path, record) if layers == POLYGON_LAYERS else gpd.GeoDataFrame(),
-        columns=_added_columns(tables),
+        columns=added_columns(tables),
         highest=max(*known, record.highest if record else 0),
         counts={name: counts[name] for name in (ACCEPTED, REJECTED, EDITED, ADDED, DELETED)},
         unsure=int(rows[WHY].isna().sum()) if record is None else 0,
@@ -211,7 +212,7 @@ def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict
     ours = [name for name in layers if name in names]
     if not ours and names[0] in OWN_LAYERS:
         raise VectorError(f"{path} holds {', '.join(names)}, but no landslides: give an inventory written by extract")
-    tables = {name: with_whole_names(read_layer(path, name)) for name in ours or names[:1]}
+    tables = {name: read_polygon_table(path, name) for name in ours or names[:1]}
     if not ours or names == [POLYGON_LAYERS[0]]:
         tables = _split(next(iter(tables.values())))
     for name, table in tables.items():
@@ -303,31 +304,6 @@ def _deleted(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS
 def _frame(rows: pd.DataFrame, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
     table = rows.reset_index(drop=True)
     return gpd.GeoDataFrame(table, geometry="geometry" if "geometry" in table else [], crs=crs)
-
-
-def _added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
-    """Columns added by a person, and their kinds."""
-    known = {name.lower() for name in (*LANDSLIDE_COLUMNS, "fid", "geom", "geometry")}
-    columns: dict[str, Kind] = {}
-    for table in tables.values():
-        for name in table.columns:
-            if str(name).lower() not in known and name not in columns:
-                columns[str(name)] = kind_of(table[name])
-    return columns
-
-
-def kind_of(values: pd.Series) -> Kind:
-    """The kind of values in an added column."""
-    if pd.api.types.is_bool_dtype(values):
-        return "bool"
-    if pd.api.types.is_integer_dtype(values):
-        return "int"
-    if pd.api.types.is_float_dtype(values):
-        return "real"
-    if pd.api.types.is_datetime64_any_dtype(values):
-        days = values.dropna()
-        return "date" if (days == days.dt.normalize()).all() else "datetime"
-    return "text"
 
 
 # --- whether a file may be replaced ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +153,7 @@ def write_geopackage(path: Path, file: VectorFile) -> None:
     for number, layer in enumerate(file.layers):
         write_layer(
             path,
-            layer,
+            without_binary(layer),
             file.crs,
             driver="GPKG",
             append=number > 0,
@@ -163,10 +163,36 @@ def write_geopackage(path: Path, file: VectorFile) -> None:
             **({} if number else {"dataset_metadata": {"provenance": ""}}),
         )
     with closing(sqlite3.connect(path)) as connection, connection:
+        for layer in file.layers:
+            _add_binary(connection, layer)
         _add_styles(connection, file.layers)
         _add_descriptions(connection, file.layers)
         add_written(connection, rows, highest)
         _add_provenance(connection, file.record)
+
+
+def without_binary(layer: Layer) -> Layer:
+    """A layer without its columns of binary data, such as photos."""
+    columns = {name: kind for name, kind in layer.columns.items() if kind != "binary"}
+    lost = [name for name in layer.columns if name not in columns]
+    return replace(layer, columns=columns, features=layer.features.drop(columns=lost, errors="ignore"))
+
+
+def _add_binary(connection: sqlite3.Connection, layer: Layer) -> None:
+    """Add the columns of binary data to a layer written without them, since pyogrio writes none."""
+    names = [name for name, kind in layer.columns.items() if kind == "binary"]
+    if not names:
+        return
+    for function in ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY"):
+        # named by triggers of the spatial index, which act where a feature gets another number or outline alone
+        connection.create_function(function, 1, lambda _: None)
+    for name in names:
+        connection.execute(f"ALTER TABLE {quoted(layer.name)} ADD COLUMN {quoted(name)} BLOB")
+        values, _ = column_values(layer.features, name, "binary")
+        connection.executemany(
+            f"UPDATE {quoted(layer.name)} SET {quoted(name)} = ? WHERE fid = ?",  # noqa: S608
+            zip(values.tolist(), range(1, len(values) + 1), strict=True),
+        )
 
 
 _CATALOGUES = {
@@ -308,6 +334,7 @@ _SQL: Mapping[Kind, str] = {
     "date": "DATE",
     "datetime": "DATETIME",
     "bool": "BOOLEAN",
+    "binary": "BLOB",
 }
 """Types of columns in a GeoPackage."""
 
@@ -401,8 +428,14 @@ def column_values(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[An
     if kind in ("date", "datetime"):
         times = pd.to_datetime(series, utc=True).dt.tz_localize(None)
         return times.to_numpy("datetime64[D]" if kind == "date" else "datetime64[ms]"), null
+    if kind == "binary":
+        return np.array([*(None if n else bytes(v) for v, n in zip(series, null, strict=True)), None], object)[
+            :-1
+        ], null
     if kind == "bool":
         return series.where(~null, other=False).to_numpy(bool), null
+    if kind == "int" and series.dtype == object:  # of which pandas would make floating-point numbers where one is null
+        return np.array([0 if n else int(v) for v, n in zip(series, null, strict=True)], np.int64), null
     numbers = pd.to_numeric(series).to_numpy(float if kind == "real" else np.int64, na_value=0)
     return numbers, null
 

@@ -48,7 +48,14 @@ from geolabel.io.read.review import (
 from geolabel.io.read.vector_files import MAX_BYTES, vector_file
 from geolabel.io.styles import style_of
 from geolabel.io.write.exchange import write_flatgeobuf, write_geojson, write_kmz, write_shapefile, write_shapefiles
-from geolabel.io.write.geopackage import Layer, VectorFile, read_provenance, write_geopackage
+from geolabel.io.write.geopackage import (
+    Layer,
+    VectorFile,
+    read_provenance,
+    warn_left_out,
+    without_binary,
+    write_geopackage,
+)
 from geolabel.io.write.geoparquet import write_geoparquet
 from geolabel.io.written import written_prompts
 from geolabel.outputs import check_target, replacing
@@ -92,10 +99,18 @@ def write_vectors(path: str | Path, file: VectorFile, *, overwrite: bool = False
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
     with replacing(path, overwrite=overwrite) as part:
         try:
-            WRITERS[path.suffix.lower()](part, file)
+            WRITERS[path.suffix.lower()](part, file if path.suffix.lower() == ".gpkg" else _without_binary(path, file))
         except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
         check_work(path, carried)  # last: a person who reviews during the run loses nothing
+
+
+def _without_binary(path: Path, file: VectorFile) -> VectorFile:
+    """What a format without binary data can hold; what it leaves out is named in a warning."""
+    lost = {name for layer in file.layers for name, kind in layer.columns.items() if kind == "binary"}
+    if lost:
+        warn_left_out(path, "no binary data", f"the columns {', '.join(sorted(lost))}")
+    return replace(file, layers=[without_binary(layer) for layer in file.layers]) if lost else file
 
 
 def write_inventory(

@@ -1,0 +1,212 @@
+"""Columns of a file of polygons as an inventory has them: of known types, under names that do not clash.
+
+Files come from editors and other programs. A column that geolabel knows is taken for it only where its values fit; one
+that does not fit is a person's, and is kept under another name. Whole numbers and truth values stay what they are where
+some are null, which most readers turn into floating-point numbers: those cannot hold a number of 17 digits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+
+from geolabel.errors import VectorError
+from geolabel.io.columns import LANDSLIDE_COLUMNS, Kind
+from geolabel.io.read.features import exact_integers, layer_info, read_layer, with_whole_names
+from geolabel.io.written import plain
+
+log = logging.getLogger(__name__)
+
+EXACT = 2**53
+"""Whole numbers up to here are exact as floating-point numbers."""
+
+WORDS: Mapping[Kind, str] = {"int": "whole number", "real": "number", "text": "text", "date": "date"}
+"""What a value of a known column is."""
+
+RESERVED = ("fid", "geom", "geometry")
+"""Names of columns that files of layers have for themselves, lower case."""
+
+
+DAYS = "datetime64[s]"
+"""Type of columns of dates; times of a day are in milliseconds."""
+
+
+def read_typed(path: str | Path, layer: str) -> gpd.GeoDataFrame:
+    """Read a layer as `read_layer`, with nullable types of pandas for whole numbers and truth values, and `DAYS`.
+
+    Lists become texts in JSON.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
+    table = read_layer(path, layer)
+    info = layer_info(path, layer)
+    said = {name: str(kind) for name, kind in zip(info["fields"], info["dtypes"], strict=True) if name in table}
+    kinds = {name: np.dtype(kind) for name, kind in said.items() if not kind.startswith("list")}
+    listed = {name: table[name].map(_as_json) for name in said.keys() - kinds.keys()}
+    whole = [name for name, kind in kinds.items() if kind.kind in "iu"]
+    exact = {name: exact_integers(path, layer, name) for name in whole if _is_large(table[name])}
+    types = {name: "Int64" for name in whole if name not in exact}
+    types |= {name: "boolean" for name, kind in kinds.items() if kind.kind == "b"}
+    types |= {name: DAYS for name, kind in kinds.items() if kind == "datetime64[D]"}
+    return table.astype(types).assign(**exact, **listed)
+
+
+def _as_json(values: object) -> str | None:
+    return json.dumps(np.asarray(values).tolist(), ensure_ascii=False) if isinstance(values, list | np.ndarray) else None
+
+
+def _is_large(values: pd.Series) -> bool:
+    return bool(values.dtype.kind == "f" and (values.abs() >= EXACT).any())
+
+
+def read_polygon_table(path: str | Path, layer: str) -> gpd.GeoDataFrame:
+    """Read a layer of polygons with the columns of an inventory, as far as it has them.
+
+    A name of a column of `geolabel.io.columns.LANDSLIDES` counts in upper and lower case. A column whose values do not
+    fit, such as a text in ``confidence``, gets another name, with a warning, and so does one of two whose names differ
+    in case alone, as most formats cannot hold both.
+
+    Raises
+    ------
+    VectorError
+        If the file or the layer cannot be read.
+    """
+    return _distinct(path, layer, _fitted(path, layer, with_whole_names(read_typed(path, layer))))
+
+
+def _fitted(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """The same table with the columns that geolabel knows under their names and of their types."""
+    for name, kind in LANDSLIDE_COLUMNS.items():
+        like = [column for column in table.columns if str(column).lower() == name]
+        if not like:
+            continue
+        column = name if name in like else like[0]
+        values = _of_kind(table[column], kind)
+        if values is None:
+            own = _free(name, table)
+            said = next(str(one) for one in table[column] if _of_kind(pd.Series([one]), kind) is None)
+            log.warning(
+                "layer %s of %s: the column %s holds %r, which is no %s: it is kept as %s",
+                *(layer, path, column, said[:40], WORDS[kind], own),
+            )
+            table = table.rename(columns={column: own})
+        else:
+            table = table.rename(columns={column: name}).assign(**{name: values})
+    return table
+
+
+def _of_kind(values: pd.Series, kind: Kind) -> pd.Series | None:
+    """Values as an inventory holds them; None where some do not fit."""
+    of_numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if pd.api.types.is_integer_dtype(values) and values.isna().any():
+        values = values.astype("float64")
+    elif pd.api.types.is_integer_dtype(values):
+        values = values.astype("int64")
+    if kind in ("int", "real"):
+        numbers = values if of_numbers else pd.to_numeric(values.map(plain), errors="coerce")
+        if not of_numbers and bool((numbers.isna() & values.map(plain).notna()).any()):
+            return None
+        known = numbers.dropna().to_numpy(float)
+        fits = kind == "real" or (np.isfinite(known) & (known % 1 == 0) & (np.abs(known) <= EXACT)).all()
+        return numbers if fits else None
+    if kind == "text":
+        return _texts(values)
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return values
+    said = values.astype(object).map(plain)
+    if any(not isinstance(one, str | None) for one in said):
+        return None
+    days = pd.to_datetime(said, errors="coerce", utc=True, format="ISO8601")
+    return None if bool((days.isna() & said.notna()).any()) else values
+
+
+def _texts(values: pd.Series) -> pd.Series | None:
+    """Values as texts; None where some are bytes."""
+    if values.dtype == object and any(isinstance(value, bytes) for value in values):
+        return None
+    if not pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_datetime64_any_dtype(values):
+        return values
+    said = [plain(value) for value in values]
+    texts = [f"{one:.15g}" if isinstance(one, float) else None if one is None else str(one) for one in said]
+    return pd.Series(texts, values.index, dtype=object)
+
+
+def _distinct(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """The same table with names that differ by more than case, and without those that files have for themselves."""
+    taken = {name.lower() for name in LANDSLIDE_COLUMNS}
+    renamed = {}
+    for column in table.columns.drop("geometry"):
+        if str(column) in LANDSLIDE_COLUMNS:
+            continue
+        if str(column).lower() in taken or str(column).lower() in RESERVED[1:]:
+            renamed[column] = _free(str(column), table, taken)
+            log.warning("layer %s of %s: the column %s is kept as %s", layer, path, column, renamed[column])
+        taken.add(renamed.get(column, str(column)).lower())
+    return table.rename(columns=renamed)
+
+
+def _free(name: str, table: gpd.GeoDataFrame, taken: AbstractSet[str] = frozenset()) -> str:
+    """A name of a column that a table does not have."""
+    held = {str(column).lower() for column in table.columns} | {*taken}
+    while name.lower() in held:
+        name += "_"
+    return name
+
+
+# --- columns of a person ---------------------------------------------------------------------------------------------
+
+
+def added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
+    """Columns that geolabel does not know, and what they hold in all tables together."""
+    known = {name.lower() for name in (*LANDSLIDE_COLUMNS, *RESERVED)}
+    columns: dict[str, Kind] = {}
+    for table in tables.values():
+        for name in map(str, table.columns):
+            if name.lower() not in known:
+                kind = kind_of(table[name])
+                columns[name] = joint_kind(name, columns.get(name, kind), kind)
+    return columns
+
+
+def kind_of(values: pd.Series) -> Kind:
+    """What a column that geolabel does not know holds."""
+    if pd.api.types.is_bool_dtype(values):
+        return "bool"
+    if pd.api.types.is_integer_dtype(values):
+        return "int"
+    if pd.api.types.is_float_dtype(values):
+        return "real"
+    if pd.api.types.is_datetime64_any_dtype(values):
+        days = values.dropna()
+        if not len(days):
+            return "date" if values.dtype == DAYS else "datetime"
+        return "date" if (days == days.dt.normalize()).all() else "datetime"
+    return "binary" if any(isinstance(value, bytes) for value in values) else "text"
+
+
+def joint_kind(name: str, one: Kind, other: Kind) -> Kind:
+    """What a column holds of which two tables hold different kinds.
+
+    Raises
+    ------
+    VectorError
+        If one of them is binary: no text can be made of it.
+    """
+    if one == other:
+        return one
+    kinds = {one, other}
+    if "binary" in kinds:
+        raise VectorError(f"the column {name} holds binary data in one layer and something else in another: rename one")
+    if kinds == {"int", "real"}:
+        return "real"
+    return "datetime" if kinds == {"date", "datetime"} else "text"

@@ -1,0 +1,151 @@
+"""Columns of files of polygons: types that outlive a command, and names that do not clash."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import pytest
+from shapely import Polygon, box
+
+from geolabel.errors import VectorError
+from geolabel.io.read.review import read_review
+from geolabel.io.read.typed_columns import joint_kind, read_polygon_table
+from geolabel.review.exporting import export
+from geolabel.review.merging import merge
+
+CRS = "EPSG:32648"
+
+LARGE = 2**53 + 1
+"""The smallest whole number that no floating-point number is."""
+
+
+def squares(count: int, **columns: Any) -> gpd.GeoDataFrame:
+    return gpd.GeoDataFrame(columns, geometry=[box(20 * k, 0, 20 * k + 10, 10) for k in range(count)], crs=CRS)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Polygons with columns that a person added in QGIS, in which most values are null."""
+    path = tmp_path / "own.gpkg"
+    squares(3, status=["accepted"] * 3).to_file(path, layer="landslides")
+    with closing(sqlite3.connect(path)) as database, database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{name}"')
+        kinds = "parcel INTEGER, seen BOOLEAN, photo BLOB, day DATE, moment DATETIME, later DATETIME, none INTEGER"
+        for column in kinds.split(", "):
+            database.execute(f"ALTER TABLE landslides ADD COLUMN {column}")
+        database.execute(
+            "UPDATE landslides SET parcel = ?, seen = 0, photo = x'00ff', day = '2024-05-01', "
+            "moment = '2024-05-01T12:30:00Z' WHERE fid = 2",
+            (LARGE,),
+        )
+    return path
+
+
+def types_of(path: Path) -> dict[str, str]:
+    info = pyogrio.read_info(path, layer="landslides")
+    return dict(zip(info["fields"].tolist(), map(str, info["dtypes"]), strict=True))
+
+
+def test_columns_of_a_person_keep_their_types_and_values_where_most_are_null(own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gpkg"
+    export(own, out)
+    kept = ("parcel", "seen", "photo", "day", "moment", "later", "none")
+    assert {name: types_of(out)[name] for name in kept} == {name: types_of(own)[name] for name in kept}
+    with closing(sqlite3.connect(out)) as database:
+        rows = database.execute("SELECT parcel, seen, photo, day, none FROM landslides ORDER BY fid").fetchall()
+    assert rows == [(None,) * 5, (LARGE, 0, b"\0\xff", "2024-05-01", None), (None,) * 5]
+
+
+def test_a_file_with_a_photo_has_a_whole_spatial_index(own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gpkg"
+    export(own, out)
+    assert len(gpd.read_file(out, layer="landslides", bbox=(19, 0, 31, 10))) == 1
+    table = gpd.read_file(out, layer="landslides")
+    table.loc[1, "geometry"] = box(100, 0, 110, 10)
+    table.to_file(out, layer="landslides")  # GDAL's triggers act again
+    assert len(gpd.read_file(out, layer="landslides", bbox=(99, 0, 111, 10))) == 1
+
+
+@pytest.mark.parametrize("suffix", ["geojson", "shp", "fgb", "parquet", "kmz", "zip"])
+def test_formats_without_binary_data_name_the_photos_that_they_leave_out(
+    own: Path, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(own, tmp_path / f"out.{suffix}")
+    assert f"out.{suffix} holds no binary data, without the columns photo" in caplog.text
+
+
+def test_inventories_of_which_one_has_whole_numbers_are_merged_to_real_numbers(tmp_path: Path) -> None:
+    squares(1, depth=[3]).to_file(tmp_path / "a.gpkg")
+    squares(2, depth=[0.5, 1.5]).iloc[1:].to_file(tmp_path / "b.gpkg")
+    merge([tmp_path / "a.gpkg", tmp_path / "b.gpkg"], tmp_path / "out.gpkg")
+    assert gpd.read_file(tmp_path / "out.gpkg", layer="landslides")["depth"].tolist() == [3.0, 1.5]
+    with pytest.raises(VectorError, match="the column photo holds binary data in one layer"):
+        joint_kind("photo", "binary", "text")
+
+
+def test_values_that_do_not_fit_a_known_column_are_kept_under_another_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "foreign.geojson"
+    values: dict[str, Any] = {
+        "confidence": ["high", None],
+        "id": ["x1", "x2"],
+        "class": [1, 2],
+        "event_date": [20240501, 20240502],
+        "area_m2": ["100.5", "90"],
+    }
+    squares(2, **values).to_file(path)
+    table = read_polygon_table(path, "foreign")
+    assert (table["confidence_"][0], table["confidence_"].isna()[1]) == ("high", True)
+    assert table["id_"].tolist() == ["x1", "x2"]
+    assert table["event_date_"].tolist() == [20240501, 20240502]
+    assert table["class"].tolist() == ["1", "2"]
+    assert table["area_m2"].tolist() == [100.5, 90]
+    assert "the column confidence holds 'high', which is no number: it is kept as confidence_" in caplog.text
+    assert "the column id holds 'x1', which is no whole number: it is kept as id_" in caplog.text
+    export(path, tmp_path / "out.gpkg")
+    kept = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")
+    assert (kept["confidence_"][0], kept["class"].tolist()) == ("high", ["1", "2"])
+    assert kept["confidence"].isna().all()
+
+
+def test_names_count_in_upper_and_lower_case(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.parquet"
+    squares(1, STATUS=["accepted"], Notes=["steep"], Class=["rockfall"]).to_parquet(path)
+    review = read_review(path)
+    assert review.kept[["status", "notes", "class"]].to_numpy().tolist() == [["accepted", "steep", "rockfall"]]
+    assert not review.columns
+
+
+def test_columns_that_differ_in_case_alone_are_both_kept(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.geojson"
+    squares(1, notes=["a"], Notes=["b"], Owner=["c"], OWNER=["d"]).to_file(path)
+    export(path, tmp_path / "out.gpkg")
+    kept = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")
+    assert kept[["notes", "Notes_", "Owner", "OWNER_"]].to_numpy().tolist() == [["a", "b", "c", "d"]]
+
+
+def test_lists_of_geojson_become_texts_in_json(tmp_path: Path) -> None:
+    path = tmp_path / "lists.geojson"
+    shape = '{"type":"Polygon","coordinates":[[[0,0],[1,0],[1,1],[0,0]]]}'
+    said = '{"prompts":[3,4],"tags":["a","é"]}'
+    path.write_text(f'{{"type":"Feature","properties":{said},"geometry":{shape}}}', encoding="utf-8")
+    table = read_polygon_table(path, "lists")
+    assert table[["prompts", "tags"]].to_numpy().tolist() == [["[3, 4]", '["a", "é"]']]
+
+
+def test_large_numbers_are_of_the_rows_that_have_an_outline(tmp_path: Path) -> None:
+    path = tmp_path / "holes.gpkg"
+    table = squares(4, parcel=pd.array([1, None, LARGE, LARGE + 2], "Int64"))
+    table.loc[[0, 2], "geometry"] = np.array([None, Polygon()], object)
+    table.to_file(path, layer="landslides")
+    found = read_polygon_table(path, "landslides")["parcel"]
+    assert [None if value is pd.NA else int(value) for value in found] == [None, LARGE + 2]
