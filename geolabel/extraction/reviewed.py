@@ -34,6 +34,7 @@ from geolabel.io.read.review import (
     mark_of_prompts,
     read_review,
 )
+from geolabel.io.read.typed_columns import added_columns
 from geolabel.io.write.vectors import Reviewed
 from geolabel.io.written import canonical, plain, read_written
 from geolabel.types import AnyArray, BoolArray, Float64Array
@@ -138,7 +139,8 @@ def number_new(tables: Sequence[gpd.GeoDataFrame], highest: int) -> int:
 
 def looked_in(review: Review, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
     """Windows that a person has looked at, in a CRS."""
-    return stacked([review.looked], crs, WINDOW_COLUMNS) if len(review.looked) else review.looked
+    columns = WINDOW_COLUMNS | added_columns([review.looked], WINDOW_COLUMNS)
+    return stacked([review.looked], crs, columns) if len(review.looked) else review.looked
 
 
 def reviewed_in(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | None) -> gpd.GeoDataFrame:

@@ -39,7 +39,7 @@ from geolabel.io.read.review import (
     check_work,
     read_review,
 )
-from geolabel.io.read.typed_columns import joint_kind
+from geolabel.io.read.typed_columns import added_columns, joint_kind
 from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.io.written import plain, read_written
@@ -328,7 +328,7 @@ class _Joint:
             parts.append(review.looked.assign(polygon=pd.Series(about, review.looked.index, dtype=object)))
         if not parts:
             return gpd.GeoDataFrame()
-        windows = stacked(parts, self.crs, WINDOW_COLUMNS)
+        windows = stacked(parts, self.crs, WINDOW_COLUMNS | added_columns(parts, WINDOW_COLUMNS))
         return windows.assign(window=np.arange(1, len(windows) + 1))
 
 

@@ -20,6 +20,7 @@ from geolabel.extraction.result import stacked
 from geolabel.io.columns import WINDOW_COLUMNS
 from geolabel.io.read.features import layer_info, read_aoi, read_layer, spatial_layers
 from geolabel.io.read.review import MASKED, POLYGON_LAYERS, TOUCHED, read_windows
+from geolabel.io.read.typed_columns import added_columns
 from geolabel.io.write.geopackage import Update, drop_layer, replace_layer, updating
 from geolabel.io.write.vectors import window_layer
 from geolabel.io.written import read_written
@@ -64,7 +65,7 @@ class WindowLayer:
         if not parts:
             drop_layer(self.update.begin(), self.name)
             return
-        together = stacked(parts, self.crs, WINDOW_COLUMNS)
+        together = stacked(parts, self.crs, WINDOW_COLUMNS | added_columns(parts, WINDOW_COLUMNS))
         numbers = pd.to_numeric(together["window"]).to_numpy(float, copy=True)
         free = np.isnan(numbers) | pd.Series(numbers).duplicated().to_numpy(bool)
         numbers[free] = np.nanmax(np.append(numbers, 0)) + np.arange(1, free.sum() + 1)

@@ -25,8 +25,10 @@ import pyproj
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import DERIVED, WINDOW_COLUMNS, Kind
 from geolabel.io.databases import reading_database
+from geolabel.io.layer_styles import TABLE as STYLES
+from geolabel.io.layer_styles import saved_styles
 from geolabel.io.read.features import read_layer, spatial_layers
-from geolabel.io.read.typed_columns import added_columns, read_polygon_table
+from geolabel.io.read.typed_columns import added_columns, read_polygon_table, read_typed
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.written import PROMPT_LAYERS, Record, Written, changed_prompts, plain, read_written, same_outlines
 
@@ -53,7 +55,7 @@ CHANGES, CHANGES_ABOUT = "changes", "What was added, removed or changed, one row
 
 OWN_LAYERS = (*POLYGON_LAYERS, *PROMPT_LAYERS, "tiles", MASKED, "segments")
 
-OWN_TABLES = ("layer_styles", "geolabel_written", "sqlite_sequence")
+OWN_TABLES = (STYLES, "geolabel_written", "sqlite_sequence")
 
 MAX_NUMBER = 2**53
 """Maximum ``id``; some programs cannot store larger numbers."""
@@ -134,7 +136,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
         rejected=_frame(pd.concat([asked[refused], gone], ignore_index=True) if len(gone) else asked[refused], crs),
         waiting=_frame(rows[rows[WHY].isna() & rows["id"].notna()], crs),
         looked=_looked(path, record) if layers == POLYGON_LAYERS else gpd.GeoDataFrame(),
-        columns=added_columns(tables),
+        columns=added_columns(tables.values()),
         highest=max(*known, record.highest if record else 0),
         counts={name: counts[name] for name in (ACCEPTED, REJECTED, EDITED, ADDED, DELETED)},
         unsure=int(rows[WHY].isna().sum()) if record is None else 0,
@@ -176,8 +178,9 @@ def read_windows(path: str | Path, layer: str, record: Record | None) -> gpd.Geo
     written = {} if record is None else record.of(layer)
     if not written:
         raise VectorError(f"{path} has a layer {layer} that geolabel did not write: give that layer another name")
-    table = read_layer(path, layer)
+    table = read_typed(path, layer)
     table = table.reindex(columns=[*dict.fromkeys([*WINDOW_COLUMNS, *table.columns])])
+    table = table.assign(**{name: table[name].astype(object) for name, kind in WINDOW_COLUMNS.items() if kind == "int"})
     numbers = pd.to_numeric(table["window"], errors="coerce")
     was = [None if np.isnan(number) else written.get(int(number)) for number in numbers]
     outlined = np.array([*(None if one is None else one.outline for one in was), None], object)[:-1]
@@ -195,8 +198,8 @@ def _looked(path: Path, record: Record | None) -> gpd.GeoDataFrame:
     if not parts:
         return gpd.GeoDataFrame()
     rows = pd.concat(parts, ignore_index=True)
-    columns = [*WINDOW_COLUMNS, "geometry"]
-    return gpd.GeoDataFrame(rows.assign(window=np.arange(1, len(rows) + 1)), geometry="geometry")[columns]
+    rows = rows.assign(window=np.arange(1, len(rows) + 1)).drop(columns=TOUCHED)
+    return gpd.GeoDataFrame(rows, geometry="geometry")
 
 
 def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict[str, gpd.GeoDataFrame]:
@@ -321,9 +324,11 @@ class PersonsWork:
     """Number of review windows examined, drawn or changed."""
     tables: tuple[str, ...] = ()
     """Layers and tables not written by geolabel."""
+    styles: tuple[str, ...] = ()
+    """Names of the styles saved by a person."""
 
     def __bool__(self) -> bool:
-        return any(self.polygons.values()) or bool(self.prompts) or bool(self.windows) or bool(self.tables)
+        return any([*self.polygons.values(), self.prompts, self.windows, self.tables, self.styles])
 
     def __str__(self) -> str:
         total = sum(self.polygons.values())
@@ -334,6 +339,7 @@ class PersonsWork:
         )
         parts += [f"{self.windows} reviewed window{'s' * (self.windows != 1)}"] * bool(self.windows)
         parts += [f"what geolabel did not write ({', '.join(self.tables)})"] * bool(self.tables)
+        parts += [f"styles that a person saved ({', '.join(self.styles)})"] * bool(self.styles)
         return " and ".join(parts)
 
 
@@ -355,13 +361,14 @@ def read_work(path: str | Path) -> PersonsWork:
         if record is not None and {*PROMPT_LAYERS} & {*names}:
             asked = {name: read_layer(path, name) for name in PROMPT_LAYERS if name in names}
             prompts = changed_prompts(asked, record.of("prompts"))
-        tables = _other_tables(path, record) if path.suffix.lower() == ".gpkg" else ()
+        own = path.suffix.lower() == ".gpkg"
+        tables, styles = (_other_tables(path, record), saved_styles(path)) if own else ((), ())
     except VectorError as error:
         raise OutputError(
             f"{path} may hold a person's review, and cannot be read: {error}. Give another name, or "
             "--discard-review to replace it anyway"
         ) from error
-    return PersonsWork(polygons, prompts, windows, tables)
+    return PersonsWork(polygons, prompts, windows, tables, tuple(styles))
 
 
 @dataclass(frozen=True)
@@ -376,6 +383,10 @@ class Carried:
     """File whose prompts are used; they are not lost if it is the replaced file."""
     prompts_mark: str | None = None
     """Mark of these prompts, see `mark_of_prompts`."""
+
+    def keeps(self, path: Path) -> bool:
+        """Whether the review of a file is written to the file that replaces it."""
+        return self.review is not None and path.exists() and _same_file(path, self.review.path)
 
     def inputs(self, prompts_from: str | Path | None) -> list[str | Path]:
         """Files that the run reads and may not replace; the file whose review is kept may be replaced."""
@@ -398,10 +409,9 @@ def check_work(path: str | Path, carried: Carried = NOTHING) -> None:
     if carried.discard or not path.exists():
         return
     work = read_work(path)
-    review = carried.review
-    if review is not None and _same_file(path, review.path):
-        _check_still(path, same=review.is_still(read_review(path)))
-        work = replace(work, polygons={}, windows=0)
+    if carried.review is not None and carried.keeps(path):
+        _check_still(path, same=carried.review.is_still(read_review(path)))
+        work = replace(work, polygons={}, windows=0, styles=())
     if carried.prompts_from is not None and _same_file(path, carried.prompts_from):
         _check_still(path, same=mark_of_prompts(path) == carried.prompts_mark)
         work = replace(work, prompts=0)

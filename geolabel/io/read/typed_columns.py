@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -62,7 +62,9 @@ def read_typed(path: str | Path, layer: str) -> gpd.GeoDataFrame:
 
 
 def _as_json(values: object) -> str | None:
-    return json.dumps(np.asarray(values).tolist(), ensure_ascii=False) if isinstance(values, list | np.ndarray) else None
+    return (
+        json.dumps(np.asarray(values).tolist(), ensure_ascii=False) if isinstance(values, list | np.ndarray) else None
+    )
 
 
 def _is_large(values: pd.Series) -> bool:
@@ -166,13 +168,16 @@ def _free(name: str, table: gpd.GeoDataFrame, taken: AbstractSet[str] = frozense
 # --- columns of a person ---------------------------------------------------------------------------------------------
 
 
-def added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
-    """Columns that geolabel does not know, and what they hold in all tables together."""
-    known = {name.lower() for name in (*LANDSLIDE_COLUMNS, *RESERVED)}
+def added_columns(tables: Iterable[gpd.GeoDataFrame], known: Mapping[str, Kind] = LANDSLIDE_COLUMNS) -> dict[str, Kind]:
+    """Columns that geolabel does not know, and what they hold in all tables together.
+
+    A name with a space at its end is of no file: such columns hold what was found out about the rows.
+    """
+    own = {name.lower() for name in (*known, *RESERVED)}
     columns: dict[str, Kind] = {}
-    for table in tables.values():
+    for table in tables:
         for name in map(str, table.columns):
-            if name.lower() not in known:
+            if name.lower() not in own and not name.endswith(" "):
                 kind = kind_of(table[name])
                 columns[name] = joint_kind(name, columns.get(name, kind), kind)
     return columns
@@ -180,6 +185,9 @@ def added_columns(tables: Mapping[str, gpd.GeoDataFrame]) -> dict[str, Kind]:
 
 def kind_of(values: pd.Series) -> Kind:
     """What a column that geolabel does not know holds."""
+    inferred = _INFERRED.get(pd.api.types.infer_dtype(values, skipna=True)) if values.dtype == object else None
+    if inferred is not None:
+        return inferred
     if pd.api.types.is_bool_dtype(values):
         return "bool"
     if pd.api.types.is_integer_dtype(values):
@@ -191,7 +199,20 @@ def kind_of(values: pd.Series) -> Kind:
         if not len(days):
             return "date" if values.dtype == DAYS else "datetime"
         return "date" if (days == days.dt.normalize()).all() else "datetime"
-    return "binary" if any(isinstance(value, bytes) for value in values) else "text"
+    return "text"
+
+
+_INFERRED: Mapping[str, Kind] = {
+    "boolean": "bool",
+    "integer": "int",
+    "floating": "real",
+    "mixed-integer-float": "real",
+    "date": "date",
+    "datetime": "datetime",
+    "datetime64": "datetime",
+    "bytes": "binary",
+}
+"""Kinds of values without a type of their own, by what pandas calls them."""
 
 
 def joint_kind(name: str, one: Kind, other: Kind) -> Kind:

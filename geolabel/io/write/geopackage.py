@@ -31,6 +31,10 @@ from geolabel.errors import OutputError
 from geolabel.io.columns import COLUMNS, DERIVED, WINDOWS, Kind
 from geolabel.io.databases import limit_steps, quoted, reading_database
 from geolabel.io.error_messages import in_words
+from geolabel.io.layer_styles import ABOUT as STYLE_ABOUT
+from geolabel.io.layer_styles import CREATE as CREATE_STYLES
+from geolabel.io.layer_styles import TABLE as STYLES
+from geolabel.io.layer_styles import insert_styles
 from geolabel.io.written import TABLE as WRITTEN_TABLE
 from geolabel.io.written import Written, add_written, insert_written, plain
 from geolabel.parsing import check_regular, parse_json
@@ -49,16 +53,6 @@ VERSION = "1.3"
 """Of the standard. 1.4 has other triggers, which validators and software of a few years ago take for faults."""
 
 TIME = "1970-01-01T00:00:00.000Z"
-
-STYLE_TABLE = """
-CREATE TABLE layer_styles (
-  id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, f_table_catalog TEXT(256), f_table_schema TEXT(256),
-  f_table_name TEXT(256), f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT,
-  useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30),
-  update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))
-"""
-"""As QGIS itself creates it. It looks styles up by an empty catalog and schema."""
-
 
 SCHEMA_TABLES = (
     """
@@ -201,7 +195,7 @@ _CATALOGUES = {
     "gpkg_extensions": "table_name",
     "gpkg_ogr_contents": "table_name",
     "gpkg_data_columns": "table_name",
-    "layer_styles": "f_table_name",
+    STYLES: "f_table_name",
     WRITTEN_TABLE: "layer",
 }
 """Tables that know of layers, and the column that names the layer."""
@@ -296,7 +290,7 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
     )
     marks = ", ".join("?" * (1 + len(layer.columns)))
     values = [column_values(layer.features, name, kind) for name, kind in layer.columns.items()]
-    plainly = [[None if n else v for v, n in zip(column.tolist(), null, strict=True)] for column, null in values]
+    plainly = [[None if n else v for v, n in zip(_in_sql(v), null, strict=True)] for v, null in values]
     # little-endian, no envelope; then the geometry as WKB
     header = b"GP\0\x01" + int(srs).to_bytes(4, "little", signed=True)
     outlines = [header + shapely.to_wkb(shape, byte_order=1) for shape in layer.features.geometry]
@@ -318,11 +312,22 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
     insert_written(connection, _written_features(layer))
 
 
+def _in_sql(values: AnyArray) -> list[Any]:
+    """Values as SQLite takes them; days and times as a GeoPackage has them."""
+    if values.dtype == "datetime64[D]":
+        values = np.datetime_as_string(values)
+    elif values.dtype.kind == "M":
+        values = np.datetime_as_string(values, unit="ms", timezone="UTC")
+    plainly: list[Any] = values.tolist()
+    return plainly
+
+
 def drop_layer(connection: sqlite3.Connection, name: str) -> None:
     """Remove a layer, with its style and the record of its features."""
     for table, column in _CATALOGUES.items():
         if _has_table(connection, table):
-            connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608
+            own = f" AND description = '{STYLE_ABOUT}'" if table == STYLES else ""  # a person's styles stay
+            connection.execute(f"DELETE FROM {table} WHERE {column} = ?{own}", (name,))  # noqa: S608
     for table in (f"rtree_{name}_{GEOMETRY}", name):
         connection.execute(f"DROP TABLE IF EXISTS {quoted(table)}")
 
@@ -442,7 +447,7 @@ def column_values(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[An
 
 def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
     """Create the table of styles with those of the layers."""
-    connection.execute(STYLE_TABLE)
+    connection.execute(CREATE_STYLES)
     connection.execute(
         "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, last_change) "
         "VALUES ('layer_styles', 'attributes', 'layer_styles', 'How QGIS draws the layers', ?)",
@@ -452,12 +457,7 @@ def _add_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None
 
 
 def _insert_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
-    connection.executemany(
-        "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName, "
-        "styleQML, styleSLD, useAsDefault, description, owner, ui, update_time) "
-        "VALUES ('', '', ?, ?, ?, ?, '', 1, 'As geolabel shows it', '', '', ?)",
-        [(layer.name, GEOMETRY, layer.name, layer.qml, TIME) for layer in layers],
-    )
+    insert_styles(connection, [(layer.name, layer.qml) for layer in layers], GEOMETRY, TIME)
 
 
 def _add_descriptions(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:

@@ -31,6 +31,7 @@ from geolabel.io.columns import (
     Kind,
 )
 from geolabel.io.error_messages import in_words
+from geolabel.io.layer_styles import keep_styles
 from geolabel.io.prompt_layers import PIXELS, box_features, point_features
 from geolabel.io.read.features import layer_info, spatial_layers
 from geolabel.io.read.geoparquet import PROVENANCE, metadata_of
@@ -45,6 +46,7 @@ from geolabel.io.read.review import (
     Carried,
     check_work,
 )
+from geolabel.io.read.typed_columns import added_columns
 from geolabel.io.read.vector_files import MAX_BYTES, vector_file
 from geolabel.io.styles import style_of
 from geolabel.io.write.exchange import write_flatgeobuf, write_geojson, write_kmz, write_shapefile, write_shapefiles
@@ -99,7 +101,10 @@ def write_vectors(path: str | Path, file: VectorFile, *, overwrite: bool = False
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
     with replacing(path, overwrite=overwrite) as part:
         try:
-            WRITERS[path.suffix.lower()](part, file if path.suffix.lower() == ".gpkg" else _without_binary(path, file))
+            whole = path.suffix.lower() == ".gpkg"
+            WRITERS[path.suffix.lower()](part, file if whole else _without_binary(path, file))
+            if whole and carried.keeps(path):
+                keep_styles(path, part)
         except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
         check_work(path, carried)  # last: a person who reviews during the run loses nothing
@@ -249,7 +254,8 @@ def window_layer(name: str, features: gpd.GeoDataFrame) -> Layer:
     """A layer of windows for a person to look at, see `geolabel.io.read.review.WINDOW_LAYERS`."""
     said = {REVIEW: "Where to look first", SAMPLE: "A random sample to look at, for an estimate of what is right"}
     touched = frozenset(features["window"][features["status"] != UNREVIEWED].astype(int).tolist())
-    layer = _layer(name, "Polygon", said[name], WINDOW_COLUMNS, features)
+    columns = WINDOW_COLUMNS | added_columns([features], WINDOW_COLUMNS)
+    layer = _layer(name, "Polygon", said[name], columns, features)
     return replace(layer, key="window", reviewed=touched)
 
 
