@@ -484,7 +484,7 @@ def test_too_few_looks_say_nothing(tmp_path: Path) -> None:
     sql(path, "UPDATE landslides SET status = 'accepted' WHERE id = 1")
     found = geolabel.estimate_review(path)
     assert found.right is None
-    assert any("4 landslides wait in strata" in note for note in found.notes)
+    assert any("4 landslides are unreviewed in strata" in note for note in found.notes)
 
 
 def test_what_was_missed_is_known_from_windows_outside(tmp_path: Path) -> None:

@@ -236,8 +236,8 @@ def check_dst_crs(crs: pyproj.CRS | None, own: pyproj.CRS | None) -> None:
 
     Raises
     ------
-    If the data has none.
-        If that is so.
+    OptionError
+        If the data has none.
     """
     if crs is not None and own is None:
         raise OptionError(f"the scene has no CRS, so nothing can be reprojected to {crs.name}: omit --dst-crs")

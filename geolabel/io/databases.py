@@ -11,14 +11,14 @@ from geolabel.parsing import check_regular
 from geolabel.urls import database_uri
 
 MAX_STEPS, STEPS = 100_000_000, 1_000_000
-"""Instructions of SQLite that all queries of a file may take, and those after which they are counted: some seconds."""
+"""Maximum SQLite instructions of all queries of a file, and the interval at which they are counted: a few seconds."""
 
 
 @contextmanager
 def reading_database(path: str | Path) -> Iterator[sqlite3.Connection]:
-    """Open a database to read it, with what a write-ahead log beside it holds.
+    """Open a database for reading, including the content of its write-ahead log.
 
-    What takes more than `MAX_STEPS` ends in an error: what calls itself a table may be a view that never ends.
+    More than `MAX_STEPS` is an error: an apparent table may be a view that never ends.
 
     Raises
     ------
@@ -35,10 +35,10 @@ def reading_database(path: str | Path) -> Iterator[sqlite3.Connection]:
 
 
 def limit_steps(connection: sqlite3.Connection) -> None:
-    """Make all that a connection does end in an error once it has taken more than `MAX_STEPS`."""
+    """Make a connection fail once it has executed more than `MAX_STEPS`."""
     connection.set_progress_handler(iter([0] * (MAX_STEPS // STEPS)).__next__, STEPS)
 
 
 def quoted(name: str) -> str:
-    """A name of a table or a column as SQL has it."""
+    """A name of a table or column, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'

@@ -18,11 +18,11 @@ CHUNK = 1 << 20
 """Bytes per read from the network."""
 
 TIMEOUT = 60
-"""Seconds without a byte after which a server is given up."""
+"""Seconds without a byte before a download fails."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``GEOLABEL_CACHE``, or the user's cache folder."""
+    """Folder for downloads: ``GEOLABEL_CACHE``, or the user's cache folder."""
     given = os.environ.get("GEOLABEL_CACHE")
     if given:
         return Path(given)
@@ -37,7 +37,7 @@ def offline() -> bool:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, computed once per process unless its size or time of change differ.
+    """SHA-256 of a file, computed once per process unless its size or modification time changes.
 
     Raises
     ------
@@ -66,16 +66,17 @@ def download(
     Parameters
     ----------
     size, sha256_expected
-        Of the whole file.
+        Expected values.
     otherwise
-        What to do where the server cannot be reached, for the message.
+        Advice if the server cannot be reached, for the message.
     progress
-        A progress bar as pooch takes it: ``total``, ``update(n)``, ``reset()`` and ``close()``.
+        A progress bar with pooch's interface: ``total``, ``update(n)``, ``reset()`` and ``close()``.
 
     Raises
     ------
     WeightsError
-        If the server cannot be reached or sends something else, or the folder cannot be written to. Nothing is left.
+        If the server cannot be reached or sends other content, or the folder cannot be written to. Nothing is left
+        behind.
     """
     from pooch import HTTPDownloader
 

@@ -1,6 +1,6 @@
 """Error messages of other libraries in plain words.
 
-Messages of GDAL, SQLite and urllib3 are shown nowhere else.
+Used for all messages of GDAL, SQLite and urllib3.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from http import HTTPStatus
 from geolabel.urls import without_secrets
 
 MAX_CHARACTERS = 300
-"""Of a quoted message; some quote the whole file."""
+"""Maximum length of a quoted message; some quote the whole file."""
 
 ANSWER = re.compile(r"(?:HTTP (?:error|status)(?: code)?|response code)(?: on \S+)?[: ]+(\d{3})\b", re.IGNORECASE)
 
@@ -46,11 +46,11 @@ SENTENCES = {
         r"|\bcrc\b|corrupt|short read|not a tiff"
     ),
 }
-"""What messages mean, and their patterns. The first that fits counts."""
+"""Explanations, with patterns of messages. The first match is used."""
 
 
 def in_words(cause: BaseException) -> str:
-    """What a foreign error means, on one line; the words of its library, marked as such, where that is not known.
+    """Explanation of an error of another library, on one line; if unknown, the library's message, marked as such.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Prompts as features on a map, and back: boxes as polygons, points as points, joined by the number of their prompt."""
+"""Convert prompts to features and back: boxes as polygons, points as points, joined by prompt number."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 log = logging.getLogger(__name__)
 
 PIXELS: dict[str, Kind] = {"pixels": "text"}
-"""What features of prompts have beside their columns: the grid and their coordinates in its pixels, exactly.
+"""Hidden column of prompt features: the grid and their exact coordinates in its pixels.
 
-In another CRS the sides of a box bend, and what is read back is no longer the box that was asked about."""
+In another CRS the sides of a box bend, so the box could not be recovered from its geometry."""
 
 ORIGINS = {LOCALIZER: "localizer", DRAWN: "person", FRESH: "person"}
-"""Who asked, as the layers have it."""
+"""Values of the column for the origin of a prompt."""
 
 MOST_POINTS = 1 << 24
-"""Of all prompts together, each with room for the maximum number of points of one."""
+"""Maximum points of all prompts together, each padded to the maximum number of points of one."""
 
 DECIMALS = 6
-"""Of a pixel coordinate that is read: a millionth of a pixel hides what a CRS's large numbers cost in rounding."""
+"""Decimals of pixel coordinates that are read: a millionth of a pixel hides rounding errors of a CRS's large
+numbers."""
 
 
 def box_features(prompts: Prompts, grid: Grid, classes: tuple[str, ...]) -> gpd.GeoDataFrame:
-    """One polygon for each prompt that has a box; on a rotated grid the box is rotated too."""
+    """One polygon for each prompt with a box; on a rotated grid the box is rotated too."""
     chosen = prompts[prompts.has_box]
     corners = chosen.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     table = {
@@ -54,7 +55,7 @@ def box_features(prompts: Prompts, grid: Grid, classes: tuple[str, ...]) -> gpd.
 
 
 def point_features(prompts: Prompts, grid: Grid, classes: tuple[str, ...]) -> gpd.GeoDataFrame:
-    """One point for each point of a prompt, at the place where the middle of its pixel lies."""
+    """One point for each point of a prompt, at the centre of its pixel."""
     rows, places = np.nonzero(prompts.labels != PADDING)
     table = {
         "prompt": prompts.ids[rows],
@@ -70,7 +71,7 @@ def point_features(prompts: Prompts, grid: Grid, classes: tuple[str, ...]) -> gp
 
 
 def grid_key(grid: Grid) -> str:
-    """What tells a grid from others: pixels of grids with the same key are the same places."""
+    """Key of a grid: grids with the same key have the same pixels."""
     crs = None if grid.crs is None else grid.crs.to_wkt()
     return hashlib.sha256(repr((crs, tuple(grid.transform), grid.height, grid.width)).encode()).hexdigest()[:16]
 
@@ -81,7 +82,7 @@ def _pixels(grid: Grid, coordinates: Float64Array) -> list[str]:
 
 
 def asked_elsewhere(features: gpd.GeoDataFrame, others: frozenset[str]) -> BoolArray:
-    """(N,) which prompts were asked on another grid of the run, by its key, and have not changed."""
+    """(N,) prompts that belong to another grid of the run, by its key, and are unchanged."""
     keys = [_written_pixels(text)[0] for text in _column(features, "pixels")]
     return np.isin(np.array([*keys, None], object)[:-1], [*others]) if others else np.zeros(len(features), bool)
 
@@ -94,20 +95,20 @@ def gather_prompts(
     partly: bool = False,
     highest: int = -1,
 ) -> Prompts:
-    """Make prompts, in pixels of `grid`, of the features of named layers in the CRS of `grid`.
+    """Convert features of named layers, in the CRS of `grid`, to prompts in its pixels.
 
-    See `geolabel.io.write.vectors.read_prompts` for the columns, the rules and `partly`. What has no column
-    ``asked_by`` is a person's, see `geolabel.io.written.mark_changes`.
+    See `geolabel.io.read.features.read_prompts` for the columns, the rules and `partly`. Features without a column
+    ``asked_by`` are a person's, see `geolabel.io.written.mark_changes`.
 
     Parameters
     ----------
     highest
-        Of the numbers that prompts have had before: what is new gets a higher one.
+        Highest prompt number so far: new prompts get higher ones.
 
     Raises
     ------
     VectorError
-        If a layer holds other geometry, a column holds what it cannot, or all prompts lie outside the grid.
+        If a layer has other geometries, a column has invalid values, or all prompts are outside the grid.
     """
     boxes, points = [], []
     for where, features in layers.items():
@@ -132,14 +133,14 @@ def _to_crs(grid: Grid, pixels: Float64Array) -> Float64Array:
 
 def _to_pixels(grid: Grid, coordinates: Float64Array) -> Float64Array:
     a, b, c, d, e, f = tuple(grid.transform)[:6]
-    # the origin first: with what is left the inverse loses no digits
+    # subtract the origin first, so that the inverse loses no digits
     x, y = coordinates[..., 0] - c, coordinates[..., 1] - f
     pixels = np.stack([e * x - b * y, a * y - d * x], axis=-1) / (a * e - b * d)
     rounded: Float64Array = np.round(pixels, DECIMALS)
     return rounded
 
 
-# --- tables of what was drawn ----------------------------------------------------------------------------------------
+# --- tables of features ----------------------------------------------------------------------------------------------
 
 
 def _box_table(features: gpd.GeoDataFrame, grid: Grid, classes: tuple[str, ...], where: str) -> pd.DataFrame:
@@ -168,7 +169,7 @@ def _point_table(features: gpd.GeoDataFrame, grid: Grid, classes: tuple[str, ...
 
 
 def _exactly(features: gpd.GeoDataFrame, grid: Grid, read: Float64Array) -> Float64Array:
-    """(N, D) coordinates in pixels: as they were written where that was on this grid, else as they are read."""
+    """(N, D) coordinates in pixels: the exact ones if they were written for this grid, else from the geometry."""
     key, exact = grid_key(grid), read.copy()
     for row, text in enumerate(_column(features, "pixels") if "asked_by" in features else ()):
         where, values = _written_pixels(text)
@@ -178,7 +179,7 @@ def _exactly(features: gpd.GeoDataFrame, grid: Grid, read: Float64Array) -> Floa
 
 
 def _written_pixels(text: object) -> tuple[str | None, list[float]]:
-    """Key of a grid and coordinates in its pixels, as `_pixels` writes them; nothing where it did not."""
+    """Key of a grid and coordinates in its pixels, as written by `_pixels`; empty if there are none."""
     try:
         key, *values = parse_json(text) if isinstance(text, str) else ("",)
         numbers = [float(value) for value in values]
@@ -253,7 +254,7 @@ def _join(boxes: pd.DataFrame, points: pd.DataFrame, highest: int = -1) -> Promp
 
 
 def _fill(ids: pd.Series, free: int) -> Int64Array:
-    """Give those without a number the numbers from `free` on."""
+    """Number those without a number from `free` on."""
     lacking = ids.isna().to_numpy()
     numbers: Int64Array = ids.fillna(0).to_numpy(np.int64, copy=True)
     numbers[lacking] = free + np.arange(lacking.sum())
@@ -261,7 +262,7 @@ def _fill(ids: pd.Series, free: int) -> Int64Array:
 
 
 def _smallest_box(points: Float64Array, corners: Float64Array, ids: Int64Array) -> Float64Array:
-    """(N,) number of the smallest box around each point, NaN where there is none."""
+    """(N,) number of the smallest box around each point, NaN without one."""
     found = np.full(len(points), np.nan)
     order = np.lexsort((ids, np.prod(corners[:, 2:] - corners[:, :2], axis=1)))
     tree = shapely.STRtree(shapely.box(*corners[order].T))

@@ -1,8 +1,8 @@
-"""Records of a run: named arrays, each record written once, whole or not at all.
+"""Records of a run: named arrays, each record written once, completely or not at all.
 
-A record is a safetensors file: a header in JSON, and the arrays as they are in memory. The format has no checksums, so
-its free text holds one per array. NumPy's own format has a Python literal for a header, and the parser of these fails
-now and then where several threads are in it (CPython 3.11, gh-106905).
+A record is a safetensors file: a JSON header, and the arrays as in memory. The format has no checksums, so its metadata
+holds one per array. NumPy's own format is not used: its header is a Python literal, whose parser sometimes fails with
+several threads (CPython 3.11, gh-106905).
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ KINDS = {
     "F32": "<f4",
     "F64": "<f8",
 }
-"""What the format and NumPy call the kinds of numbers that records hold."""
+"""Names of dtypes in the format and in NumPy."""
 
 NAMES = {kind: name for name, kind in KINDS.items()}
 
 CHECKSUMS = "crc32"
-"""Where the free text of the header holds the checksum of each array, in JSON."""
+"""Metadata key for the checksum of each array, in JSON."""
 
 OWN_NAME = re.compile(r"[^/]+/\d{8}\.safetensors")
-"""Of records, below the root."""
+"""Suffix of records."""
 
 OWN_PART = re.compile(r"[^/]+/[0-9a-f]{32}\.part")
-"""Of records that are being written."""
+"""Suffix of records that are being written."""
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a record raises that is not as it was written."""
+"""Errors when reading a damaged record."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of records, each known by a kind and a number.
+    """A folder of records, each identified by kind and number.
 
-    The store holds no open file, so it travels to any worker that sees its folder, which may be a URL of any store that
-    fsspec knows. Records are not compressed, so they are written as fast as the disk takes them.
+    The store keeps no file open, so it can be pickled to any worker that sees its folder, which may be a URL supported
+    by fsspec. Records are not compressed, so that writing is as fast as the disk.
     """
 
     root: Path | str
-    """Created when the first record is written."""
+    """Created with the first record."""
     part: str = ""
-    """What the kinds of records begin with, where a run has several parts in one folder."""
+    """Prefix of the kinds of records, if a run has several parts in one folder."""
 
     @property
     def storage(self) -> Storage:
@@ -78,7 +78,7 @@ class Store:
         return _storage(self.root)
 
     def name(self, kind: str, index: int) -> str:
-        """Where a record is kept, below the root."""
+        """Path of a record, relative to the root."""
         return f"{self.part}{kind}/{index:08d}{SUFFIX}"
 
     def has(self, kind: str, index: int) -> bool:
@@ -86,7 +86,7 @@ class Store:
         return self.storage.exists(self.name(kind, index))
 
     def write(self, kind: str, index: int, arrays: Mapping[str, AnyArray]) -> None:
-        """Write a record under a name of its own and move it into place.
+        """Write a record under a temporary name and move it into place.
 
         Raises
         ------
@@ -104,12 +104,12 @@ class Store:
             ) from error
 
     def read(self, kind: str, index: int, *names: str) -> dict[str, AnyArray]:
-        """Read a record, or only the arrays of these names.
+        """Read a record, or only the named arrays.
 
         Raises
         ------
         OutputError
-            If the record is missing or not as it was written.
+            If the record is missing or damaged.
         """
         name = self.name(kind, index)
         try:
@@ -124,7 +124,7 @@ class Store:
             ) from error
 
     def whole(self, kind: str, index: int) -> bool:
-        """Whether the record is there to its last byte; those in between are checked when it is read."""
+        """Whether the record has its full size; its content is checked when it is read."""
         try:
             with self.storage.open(self.name(kind, index)) as file:
                 return bool(_entries(file))
@@ -136,10 +136,10 @@ class Store:
         return sum(name.startswith(f"{self.part}{kind}/") and name.endswith(SUFFIX) for name in self.storage.names())
 
     def owns(self, name: str) -> bool:
-        """Whether a file in the folder is a record of a store, or a part of one that was never finished.
+        """Whether a file in the folder is a record, or an unfinished one.
 
-        A name is not enough: networks of a person may be kept under one like it. What is in a folder is looked at;
-        what is in a store of another kind would have to be fetched for that, and is taken by its name.
+        The name is not enough, since a person's networks may have a similar one. In a local folder the content is
+        checked; in other stores, where the file would have to be fetched, the name decides.
         """
         if OWN_PART.fullmatch(name):
             return True
@@ -155,7 +155,7 @@ class Store:
         return True
 
     def remove(self) -> None:
-        """Delete every record, and the folders that are empty then; files that no store wrote stay."""
+        """Delete every record, and then empty folders; other files are kept."""
         for name in list(self.storage.names()):
             if self.owns(name):
                 self.storage.remove(name)
@@ -163,27 +163,27 @@ class Store:
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, AnyArray]) -> None:
-    """Write a record; the arrays go to the file from where they are."""
+    """Write a record; the arrays are written from memory without a copy."""
     header: dict[str, Any] = {"__metadata__": {CHECKSUMS: json.dumps({k: _checksum(v) for k, v in arrays.items()})}}
     end = 0
     for name, array in arrays.items():
         start, end = end, end + array.nbytes
         header[name] = {"dtype": NAMES[array.dtype.str], "shape": array.shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the first array begins at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # aligns the first array to 8 bytes
     file.write(len(text).to_bytes(8, "little") + text)
     for array in arrays.values():
         file.write(_bytes(array))
 
 
 def _plain(array: AnyArray) -> AnyArray:
-    """The array as the format has it: contiguous, little-endian."""
+    """The array as stored: contiguous, little-endian."""
     array = np.asarray(array)
     return array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
 
 
 def _checksum(array: AnyArray) -> int:
-    """Of the bytes of a contiguous array, its kind and its shape."""
+    """Checksum of the bytes of a contiguous array, its dtype and its shape."""
     described = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
     return zlib.crc32(_bytes(array), described)
 
@@ -195,7 +195,7 @@ def _bytes(array: AnyArray) -> memoryview:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a record has an array."""
+    """Position of an array in a record."""
 
     name: str
     dtype: np.dtype[Any]
@@ -216,7 +216,7 @@ class _Entry:
 
 
 def _entries(file: BufferedIOBase) -> dict[str, _Entry]:
-    """Where a record has its arrays; refuses what does not fill the file to its last byte, before memory is taken."""
+    """Positions of the arrays in a record; refuses a file that they do not fill exactly, before memory is allocated."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     begin = 8 + int.from_bytes(file.read(8), "little")

@@ -1,7 +1,7 @@
 """Storage for the records of a run: a local folder, or any store of fsspec.
 
-A file is written whole or not at all, so that no reader needs a lock: beside its place and renamed in a folder, as one
-object in a store. What fails for a while is tried again.
+A file is written completely or not at all, so readers need no lock: in a folder by renaming, in a store as one object.
+Temporary failures are retried.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds to wait before each further try of what may pass: a busy store, a network that is away for a moment."""
+"""Seconds to wait before each retry of a temporary failure, such as a busy store or an interrupted network."""
 
 LASTING = (
     FileNotFoundError,
@@ -36,41 +36,41 @@ LASTING = (
     IsADirectoryError,
     NotADirectoryError,
 )
-"""Errors that no waiting mends."""
+"""Errors that are not retried."""
 
 LASTING_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.EINVAL}
-"""A full disk is for the user to mend; the run resumes where it stopped."""
+"""A full disk is not retried; the run resumes when the user has made room."""
 
 
 class Storage(Protocol):
-    """A folder of files, each known by its name relative to the folder, with slashes."""
+    """A folder of files, identified by names relative to the folder, with slashes."""
 
     def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """Open a file to read."""
         ...
 
     def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
-        """Write a file by `fill`, whole or not at all; an existing one is replaced."""
+        """Write a file with `fill`, completely or not at all; an existing one is replaced."""
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file that is not there yet; False where it is."""
+        """Write a file that must not exist; False if it does."""
         ...
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         ...
 
     def names(self) -> Iterator[str]:
-        """Names of all files, in no order; none where the folder is missing."""
+        """Names of all files, in any order; empty if the folder is missing."""
         ...
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         ...
 
     def prune(self) -> None:
-        """Delete the folders that are empty, the root itself among them."""
+        """Delete empty folders, including the root."""
         ...
 
 
@@ -80,7 +80,7 @@ def storage_at(root: str | os.PathLike[str]) -> Storage:
     Raises
     ------
     OptionError
-        If fsspec knows no such store, or lacks the package for it.
+        If fsspec does not support it, or its package is missing.
     """
     text = os.fspath(root)
     if "://" in text and not text.startswith("file://"):
@@ -94,7 +94,7 @@ def is_url(root: str | os.PathLike[str]) -> bool:
 
 
 def _patient(action: Callable[[], T], what: str) -> T:
-    """Do what may fail for a while, again and again with longer waits; the last error stands."""
+    """Call a function, and retry failures with increasing waits; the last error is raised."""
     for wait in WAITS:
         try:
             return action()
@@ -107,7 +107,7 @@ def _patient(action: Callable[[], T], what: str) -> T:
 
 
 class FolderStorage:
-    """A folder of this machine, or one that is mounted."""
+    """A local or mounted folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -135,7 +135,7 @@ class FolderStorage:
             raise
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file that is not there yet; of several that try, one succeeds."""
+        """Write a file that must not exist; of concurrent attempts, one succeeds."""
         try:
             with _create(self.root / name) as file:
                 file.write(data)
@@ -144,7 +144,7 @@ class FolderStorage:
         return True
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return (self.root / name).exists()
 
     def names(self) -> Iterator[str]:
@@ -154,13 +154,13 @@ class FolderStorage:
             yield from ((inner / file).as_posix() for file in files)
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         (self.root / name).unlink(missing_ok=True)
 
     def prune(self) -> None:
-        """Delete the folders that are empty."""
+        """Delete empty folders."""
         for folder, _, _ in os.walk(self.root, topdown=False):
-            with suppress(OSError):  # one that is not empty stays
+            with suppress(OSError):  # not empty
                 Path(folder).rmdir()
 
 
@@ -174,7 +174,7 @@ def _create(path: Path) -> BufferedWriter:
 
 
 class _RemoteStorage:
-    """A folder of a store that fsspec knows; an object appears when it is whole."""
+    """A folder of a store supported by fsspec; an object appears when it is complete."""
 
     def __init__(self, url: str) -> None:
         import fsspec
@@ -204,7 +204,7 @@ class _RemoteStorage:
         self.files.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file that is not there yet; where two try at once, both read it again to see whose it is."""
+        """Write a file that must not exist; after concurrent attempts, both read it again to see whose it is."""
         if self.exists(name):
             return False
         self.write(name, lambda file: file.write(data))
@@ -212,7 +212,7 @@ class _RemoteStorage:
             return file.read() == data
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return bool(_patient(lambda: self.files.exists(self._path(name)), name))
 
     def names(self) -> Iterator[str]:
@@ -222,12 +222,12 @@ class _RemoteStorage:
             yield path.removeprefix(self.root).lstrip("/")
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         with suppress(FileNotFoundError):
             _patient(lambda: self.files.rm_file(self._path(name)), name)
 
     def prune(self) -> None:
-        """Stores have no folders; those that do lose theirs with the run's."""
+        """Nothing to do: object stores have no folders."""
         with suppress(OSError):
             if not any(self.names()) and self.files.isdir(self.root):
                 self.files.rm(self.root, recursive=True)

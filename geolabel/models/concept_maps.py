@@ -241,7 +241,7 @@ def load_concepts(recipe: ConceptRecipe, folder: Path) -> Localizer:
         If transformers is not installed.
     OptionError
         If the network cannot read a word.
-    If the network cannot read a word.
+    WeightsError
         If the folder is damaged, or holds something else.
     """
     given = hub.read_config(folder)

@@ -17,7 +17,7 @@ from scipy import stats
 from geolabel.types import Float64Array
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""Confidence level of all intervals."""
 
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 """1.96"""
@@ -25,7 +25,7 @@ Z = float(stats.norm.ppf((1 + LEVEL) / 2))
 
 @dataclass(frozen=True)
 class Estimated:
-    """A figure with its interval of 95 %."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ class Estimated:
 
     @classmethod
     def normal(cls, value: float, error: float, top: float = math.inf) -> Self:
-        """Value and standard error, with an interval that is cut to 0..`top`."""
+        """Value and standard error, with an interval clipped to 0..`top`."""
         return cls(value, max(0.0, value - Z * error), min(top, value + Z * error))
 
     def times(self, factor: float) -> Estimated:
@@ -47,16 +47,16 @@ class Estimated:
 
 @dataclass(frozen=True)
 class ErrorMatrix:
-    """What the classes of a map (rows) are in truth (columns), estimated from a sample of each."""
+    """Confusion of map classes (rows) with true classes (columns), estimated from a sample of each map class."""
 
     weights: Float64Array
-    """(q,) share of the area of the map that each class has, 0..1."""
+    """(q,) share of the map area of each class, 0..1."""
     shares: Float64Array
-    """(q, q) of the area of each map class, the share that each class has in truth; rows sum to 1."""
+    """(q, q) for the area of each map class, the shares of true classes; rows sum to 1."""
     variances: Float64Array
-    """(q, q) of `shares`."""
+    """(q, q) variances of `shares`."""
     area: float
-    """Of the map, in any unit."""
+    """Area of the map, in any unit."""
 
     @classmethod
     def of_counts(cls, counts: ArrayLike, weights: ArrayLike, area: float) -> Self:
@@ -65,9 +65,9 @@ class ErrorMatrix:
         Parameters
         ----------
         counts : (q, q)
-            Units of the sample by class of the map (rows), which are the strata, and by class in truth (columns).
+            Sample units by map class (rows), which are the strata, and by true class (columns).
         weights : (q,)
-            Share of the area of each class of the map.
+            Area share of each map class.
         """
         n = np.asarray(counts, float)
         total = n.sum(axis=1, keepdims=True)
@@ -80,16 +80,16 @@ class ErrorMatrix:
         return np.asarray(self.weights[:, None] * self.shares, float)
 
     def overall(self) -> Estimated:
-        """Share of the area that the map has right (eq. 1 and 5)."""
+        """Share of the area that is mapped correctly (eq. 1 and 5)."""
         error = math.sqrt(float((self.weights**2 * np.diag(self.variances)).sum()))
         return Estimated.normal(float(np.trace(self.proportions)), error, 1)
 
     def users(self, k: int) -> Estimated:
-        """Of what the map has as class `k`, the share that is (eq. 2 and 6): precision by area."""
+        """Share of the area mapped as class `k` that is class `k` (eq. 2 and 6): precision by area."""
         return Estimated.normal(float(self.shares[k, k]), math.sqrt(float(self.variances[k, k])), 1)
 
     def producers(self, k: int) -> Estimated:
-        """Of what is class `k`, the share that the map has as such (eq. 3 and 7): recall by area."""
+        """Share of the area of class `k` that is mapped as such (eq. 3 and 7): recall by area."""
         column = float(self.proportions[:, k].sum())
         value = float(self.proportions[k, k]) / column if column else math.nan
         others = np.arange(len(self.weights)) != k
@@ -98,13 +98,13 @@ class ErrorMatrix:
         return Estimated.normal(value, math.sqrt(float(own + rest)) / column if column else math.nan, 1)
 
     def area_of(self, k: int) -> Estimated:
-        """Area that is class `k` in truth (eq. 9 to 11)."""
+        """True area of class `k` (eq. 9 to 11)."""
         error = math.sqrt(float((self.weights**2 * self.variances[:, k]).sum()))
         return Estimated.normal(float(self.proportions[:, k].sum()), error, 1).times(self.area)
 
 
 def ratio(parts: Float64Array, wholes: Float64Array, total: float) -> tuple[float, float]:
-    """The share of parts in wholes over a population of which units of unequal size were drawn, and its variance.
+    """Ratio of parts to wholes over a population from which units of unequal size were sampled, and its variance.
 
     The ratio estimator of Cochran (1977), "Sampling Techniques", eq. 6.4 and 6.13, with the correction for a finite
     population by area.
@@ -112,9 +112,9 @@ def ratio(parts: Float64Array, wholes: Float64Array, total: float) -> tuple[floa
     Parameters
     ----------
     parts, wholes : (n,)
-        Of each unit; the variance is NaN for n below 2, and 0 where all units are known.
+        For each unit; the variance is NaN for n below 2, and 0 if all units are known.
     total
-        Of the wholes in the population.
+        Sum of the wholes in the population.
     """
     n, size = len(wholes), float(wholes.sum())
     if not size:
@@ -131,15 +131,15 @@ def ratio(parts: Float64Array, wholes: Float64Array, total: float) -> tuple[floa
 def right_of_rest(rest: ArrayLike, reviewed: ArrayLike, right: ArrayLike) -> Estimated:
     """Estimate how many unreviewed polygons are correct, from the reviewed ones of the same strata.
 
-    Sum of the strata's shares of right ones times their rest, with the variance of stratified sampling without
-    replacement. The interval is that of Wilson (1927) for the number of looks that has this variance, after Korn and
-    Graubard (1998), "Confidence intervals for proportions with small expected number of positive counts": it is
-    sensible also where all were right, or none.
+    Sum over strata of the share of correct ones times the unreviewed rest, with the variance of stratified sampling
+    without replacement. The interval is that of Wilson (1927) for the sample size that has this variance, after Korn
+    and Graubard (1998), "Confidence intervals for proportions with small expected number of positive counts": it is
+    also sensible if all or none were correct.
 
     Parameters
     ----------
     rest, reviewed, right : (H,)
-        Of each stratum; `reviewed` is at least 2 where `rest` is not 0.
+        For each stratum; `reviewed` is at least 2 if `rest` is not 0.
     """
     m, n, r = (np.asarray(values, float)[np.asarray(rest) > 0] for values in (rest, reviewed, right))
     total = float(m.sum())
@@ -154,7 +154,7 @@ def right_of_rest(rest: ArrayLike, reviewed: ArrayLike, right: ArrayLike) -> Est
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """The interval of Wilson (1927) for a share of n looks.
+    """The interval of Wilson (1927) for a share of n trials.
 
     Examples
     --------
@@ -167,24 +167,24 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def rare_total(counts: Float64Array, wholes: Float64Array, total: float) -> Estimated:
-    """How many rare things there are on an area, from those that were counted on parts of it.
+    """Estimate the number of rare objects on an area, from counts on parts of it.
 
     The interval is that of Fay and Feuer (1997), "Confidence intervals for directly standardized rates: a method based
-    on the gamma distribution", for the variance of `ratio`, which is larger than Poisson's where things come in
-    clusters; that of Poisson where it is not, and where nothing was counted.
+    on the gamma distribution", for the variance of `ratio`, which exceeds Poisson's if objects are clustered;
+    otherwise, and for a count of 0, Poisson's is used.
 
     Parameters
     ----------
     counts, wholes : (n,)
-        Of each part: things, and area.
+        For each part: number of objects, and area.
     total
-        The whole area.
+        Whole area.
     """
     seen, size = float(counts.sum()), float(wholes.sum())
-    each = total / size  # things in all for each that was counted
+    each = total / size  # total objects per counted one
     _, variance = ratio(counts, wholes, total)
     wanted = seen * each
-    # things that would have been counted if their number were Poisson's
+    # effective count: the number that would have the same variance under Poisson's law
     spread = max(variance * total**2 if math.isfinite(variance) else 0.0, seen * each**2 * max(0.0, 1 - 1 / each))
     looks = wanted**2 / spread if spread else seen
     unit = wanted / looks if looks else each

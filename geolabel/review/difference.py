@@ -23,26 +23,26 @@ from geolabel.review.inventories import Inventory, areas, read_inventory
 from geolabel.types import AnyArray, Float64Array, Int64Array
 
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
-"""What became of a polygon."""
+"""Kinds of change."""
 
 SAME_OUTLINE = 1 - 1e-6
-"""IoU from which on two outlines are the same: areas of one outline that begins elsewhere differ in the last digits."""
+"""IoU above which outlines count as equal: areas of the same ring with another start differ in the last digits."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What changed from one inventory to another, in the CRS of the new one."""
+    """Changes from one inventory to another, in the CRS of the new one."""
 
     changes: gpd.GeoDataFrame
-    """A row for each polygon that was added, removed or changed; see `geolabel.io.columns.CHANGES`."""
+    """A row for each added, removed or changed polygon; see `geolabel.io.columns.CHANGES`."""
     same: int
-    """Polygons that are in both and did not change."""
+    """Number of polygons in both without changes."""
 
     def __bool__(self) -> bool:
         return len(self.changes) > 0
 
     def figures(self) -> dict[str, int]:
-        """How many polygons are the same, were added, removed or changed, and in what they changed."""
+        """Numbers of unchanged, added, removed and changed polygons, and what changed."""
         kinds = self.changes["change"].tolist()
         said = [part for what in self.changes["what"].dropna() for part in what.split(", ")]
         counts = {"same": self.same} | {kind: kinds.count(kind) for kind in (ADDED, REMOVED, CHANGED)}
@@ -59,15 +59,15 @@ def diff(
 ) -> Difference:
     """Compare two inventories polygon by polygon.
 
-    Polygons of the layers landslides, candidates and rejected are paired by their outlines, the pair with the largest
-    intersection over union first. What a person deleted counts as rejected.
+    Polygons of the layers landslides, candidates and rejected are matched by outline, in the order of descending
+    intersection over union. Polygons deleted by a person count as rejected.
 
     Parameters
     ----------
     old, new
         Outputs of geolabel, or other files of polygons. `old` is reprojected to the CRS of `new`.
     min_iou
-        Minimum intersection over union of two polygons that are one landslide, above 0, at most 1.
+        Minimum intersection over union of two polygons of the same landslide, above 0, at most 1.
     out
         File of layers to write, whose layer ``changes`` has a row for each change; None to write nothing.
     overwrite
@@ -76,7 +76,7 @@ def diff(
     Raises
     ------
     OptionError
-        If `min_iou` is out of its range.
+        If `min_iou` is out of range.
     GeolabelError
         If a file cannot be read or written.
 
@@ -99,7 +99,7 @@ def diff(
 
 
 def compare(old: Inventory, new: Inventory, min_iou: float) -> Difference:
-    """Compare two inventories that were read; see `diff`."""
+    """Compare two inventories in memory; see `diff`."""
     before, after = old.outlines(new.crs), new.outlines(new.crs)
     pairs, iou = paired(before, after, min_iou)
     values = _said(old, areas(before, new.crs)), _said(new, areas(after, new.crs))
@@ -121,7 +121,7 @@ def compare(old: Inventory, new: Inventory, min_iou: float) -> Difference:
 
 
 def paired(before: AnyArray, after: AnyArray, min_iou: float) -> tuple[Int64Array, Float64Array]:
-    """Pairs of polygons that are one landslide, each polygon in one pair at most.
+    """Pairs of polygons of the same landslide; each polygon is in at most one pair.
 
     Returns
     -------
@@ -145,11 +145,11 @@ def paired(before: AnyArray, after: AnyArray, min_iou: float) -> tuple[Int64Arra
 
 
 def _said(inventory: Inventory, area: Float64Array) -> list[dict[str, Any]]:
-    """What is compared of each polygon beside its outline."""
+    """Properties of each polygon that are compared besides its outline."""
     table = inventory.polygons
     ids = table["id"] if "id" in table else [None] * len(table)
     names = table["class"] if "class" in table else [None] * len(table)
-    # what a person deleted has the status rejected, and an edit leaves the status as it was
+    # polygons deleted by a person have the status rejected, and an edit keeps the previous status
     states = table["status"] if "status" in table else [None] * len(table)
     rows = zip(ids, names, states, inventory.layer, area.tolist(), strict=True)
     return [

@@ -1,9 +1,9 @@
 """Estimates from a review: how many unreviewed polygons are correct, how many landslides were missed, and the area.
 
-The map has strata: landslides by their confidence, candidates, and the ground outside polygons. An estimate rests on a
+The map has strata: landslides by confidence, candidates, and the ground outside polygons. Estimates are based on a
 stratified random sample of each (`geolabel.sample_review`); without one, all reviewed polygons represent their stratum,
-which is true only if it was not chosen for what it looked like. Landslides that were missed are known from windows
-outside polygons alone, which a person has looked at whole.
+which is only valid if they were not selected by appearance. Missed landslides are estimated only from windows outside
+polygons that a person has searched completely.
 
 Areas follow Olofsson et al. (2014), see `geolabel.review.accuracy`, with two classes, landslide and other ground. Units
 are polygons and windows of unequal size, so shares within a class are ratio estimates instead of shares of points.
@@ -31,52 +31,52 @@ from geolabel.review.window_layers import frame_of
 from geolabel.types import AnyArray, BoolArray, Float64Array
 
 OUTSIDE = "outside polygons"
-"""Stratum of the ground that the map has as no landslide."""
+"""Stratum of the ground outside polygons."""
 
 BEFORE = "reviewed before"
-"""End of the name of a stratum of polygons that were a person's work when the file was written."""
+"""Suffix of strata of polygons that were a person's work when the file was written."""
 
 MINIMUM = 3
-"""Polygons that have to be reviewed in a stratum; strata with fewer are joined with the next one."""
+"""Minimum reviewed polygons of a stratum; smaller ones are merged with the next."""
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Polygons of the map that are alike."""
+    """A stratum of the map's polygons."""
 
     name: str
     mapped: int
     rest: int
     """Unreviewed polygons."""
     reviewed: int
-    """Polygons that the estimate rests on."""
+    """Reviewed polygons used for the estimate."""
     right: int
-    """Those of them that are landslides."""
+    """Number of them that are landslides."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimates from the review of an inventory. A figure that is not known is None, and `notes` gives the reason."""
+    """Estimates from the review of an inventory. Unknown figures are None, with the reason in `notes`."""
 
     sampled: bool
-    """Whether it rests on a stratified random sample."""
+    """Whether it is based on a stratified random sample."""
     strata: tuple[Stratum, ...]
     right: Estimated | None
     """Unreviewed landslides that are correct."""
     candidates: Estimated | None
     """Unreviewed candidates that are landslides."""
     missed: Estimated | None
-    """Landslides outside polygons, those that were added among them."""
+    """Landslides outside polygons, including those that were added."""
     added: int
-    """Landslides that a person added."""
+    """Landslides added by a person."""
     windows: int
-    """Windows outside polygons that were looked at."""
+    """Number of searched windows outside polygons."""
     matrix: ErrorMatrix | None
     """By area, m2: class 0 is landslide, class 1 other ground."""
     notes: tuple[str, ...]
 
     def figures(self) -> dict[str, Any]:
-        """Plain values; each figure with its interval of 95 %."""
+        """Plain values; each figure with its 95 % interval."""
         known = {"right": self.right, "candidates_right": self.candidates, "missed": self.missed}
         if self.matrix is not None:
             known |= {
@@ -101,17 +101,17 @@ def estimate_review(path: str | Path, *, aoi: str | Path | None = None) -> Estim
     Parameters
     ----------
     path
-        A GeoPackage that geolabel wrote, reviewed in part.
+        A partly reviewed GeoPackage written by geolabel.
     aoi
-        Polygons of the area that was searched, as for `geolabel.sample_review`; by default the tiles that the localizer
-        saw. Ground that masks left out is no part of it.
+        Polygons of the searched area, as for `geolabel.sample_review`; by default the tiles that the localizer saw.
+        Masked ground is excluded.
 
     Raises
     ------
     VectorError
         If a file cannot be read.
     OutputError
-        If the file is no GeoPackage that geolabel wrote.
+        If the file is not a GeoPackage written by geolabel.
 
     Examples
     --------
@@ -135,22 +135,22 @@ def _has(inventory: Inventory, layer: str) -> bool:
 
 @dataclass(frozen=True)
 class MappedPolygons:
-    """The landslides and candidates as geolabel wrote them, N in number, whatever a person did with them since."""
+    """The N landslides and candidates as geolabel wrote them, whatever a person did with them since."""
 
     ids: AnyArray
     """(N,)"""
     layer: AnyArray
     """(N,) ``landslides`` or ``candidates``."""
     outlines: AnyArray
-    """(N,) as they were written."""
+    """(N,) outlines as written."""
     confidence: Float64Array
-    """(N,) NaN where it is not known, as it is of polygons that were deleted."""
+    """(N,) NaN if unknown, as for deleted polygons."""
     decided: BoolArray
     """(N,)"""
     right: BoolArray
-    """(N,) which a person takes for a landslide."""
+    """(N,) whether a person considers each a landslide."""
     before: BoolArray
-    """(N,) which were a person's work when the file was written, and so are no answer of the map."""
+    """(N,) whether each was a person's work when the file was written, and thus not a result of the map."""
 
     @classmethod
     def of(cls, inventory: Inventory) -> MappedPolygons:
@@ -177,9 +177,9 @@ class MappedPolygons:
         )
 
     def strata(self, drawn: Mapping[int, str]) -> AnyArray:
-        """(N,) name of the stratum of each: landslides by their confidence, candidates, and what was reviewed before.
+        """(N,) name of the stratum of each: landslides by confidence, candidates, and those reviewed before.
 
-        Landslides are one stratum where the confidence of one that was deleted is not known any more.
+        Landslides are a single stratum if the confidence of a deleted one is not known any more.
 
         Parameters
         ----------
@@ -196,7 +196,7 @@ class MappedPolygons:
         return names
 
     def _classes(self) -> AnyArray:
-        """(N,) classes of confidence of landslides, None where it is not known; and candidates."""
+        """(N,) confidence classes of landslides, None if unknown; and candidates."""
         own = self.layer == LANDSLIDES
         classes = np.clip(np.searchsorted(LIMITS, self.confidence, side="right") - 1, 0, len(LIMITS) - 2)
         names = [f"{LANDSLIDES}, confidence {LIMITS[k]:g} to {LIMITS[k + 1]:g}" for k in range(len(LIMITS) - 1)]
@@ -208,13 +208,13 @@ class MappedPolygons:
 
 @dataclass(frozen=True)
 class _Review:
-    """What an estimate is made of."""
+    """Data for an estimate."""
 
     inventory: Inventory
     mapped: MappedPolygons
     sample: pd.DataFrame | None
     frame: shapely.Geometry | None
-    """Area that was searched."""
+    """Searched area."""
 
     def estimate(self) -> Estimate:
         mapped, notes = self.mapped, list[str]()
@@ -246,12 +246,12 @@ class _Review:
         )
 
     def _rest(self, layer: str, strata: list[Stratum], notes: list[str]) -> Estimated | None:
-        """How many unreviewed polygons of a layer are landslides; None where too few were reviewed."""
+        """Number of unreviewed polygons of a layer that are landslides; None if too few were reviewed."""
         few = [one for one in strata if one.rest and one.reviewed < MINIMUM]
         if few:
             rest = sum(one.rest for one in few)
             notes.append(
-                f"{rest} {layer} wait in strata of which fewer than {MINIMUM} were reviewed: how many of them are "
+                f"{rest} {layer} are unreviewed in strata with fewer than {MINIMUM} reviewed ones: how many are "
                 "landslides is not known"
             )
             return None
@@ -259,7 +259,7 @@ class _Review:
         return right_of_rest(*columns)
 
     def _windows(self, notes: list[str]) -> dict[str, Any] | None:
-        """Windows outside polygons that were looked at: `area`, `missed` landslides, `missed_area`; `total` area."""
+        """Searched windows outside polygons: `area`, `missed` landslides, `missed_area`; `total` area."""
         looked = None
         if self.sample is not None:
             outside = self.sample["polygon"].isna() & (self.sample["status"] != UNREVIEWED)
@@ -279,7 +279,7 @@ class _Review:
         union = shapely.union_all(self.mapped.outlines)
         ground = shapely.difference(shapely.intersection(looked, self.frame), union)
         new = self.inventory.outlines(crs)[self.inventory.added]
-        beyond = shapely.point_on_surface(shapely.difference(new, union))  # what is drawn may reach over a polygon
+        beyond = shapely.point_on_surface(shapely.difference(new, union))  # an added polygon may overlap another
         one, _ = shapely.STRtree(beyond).query(ground, predicate="intersects")
         return {
             "area": areas(_polygons(ground), crs),
@@ -327,12 +327,12 @@ class _Review:
 
 
 def _polygons(geometries: AnyArray) -> AnyArray:
-    """(N,) multipolygons of what has an area in geometries."""
+    """(N,) geometries as multipolygons, without parts that have no area."""
     return valid_multipolygons(shapely.buffer(np.asarray(geometries, object), 0))
 
 
 def _shared(shapes: AnyArray, others: AnyArray) -> AnyArray:
-    """(N,) what each shape shares with any of others, as multipolygons."""
+    """(N,) intersection of each shape with the union of others, as multipolygons."""
     found = np.array([shapely.MultiPolygon()] * len(shapes) + [None], object)[:-1]
     one, other = shapely.STRtree(others).query(shapes, predicate="intersects")
     for k in np.unique(one):
@@ -352,7 +352,7 @@ def _stratum(name: str, own: BoolArray, mapped: MappedPolygons, units: BoolArray
 
 
 def _joined(names: AnyArray, layer: AnyArray, units: BoolArray) -> AnyArray:
-    """(N,) names of strata, those with fewer reviewed polygons than `MINIMUM` joined with the next of their layer."""
+    """(N,) names of strata; those with too few reviewed polygons are merged with the next of their layer."""
     joined = names.copy()
     for kind in (LANDSLIDES, CANDIDATES):
         waiting = [name for name in sorted({*names[layer == kind]}) if not name.endswith(BEFORE)]

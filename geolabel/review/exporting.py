@@ -25,16 +25,16 @@ from geolabel.review.inventories import CANDIDATES, LANDSLIDES
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """Summary of the written file."""
 
     landslides: gpd.GeoDataFrame
     candidates: gpd.GeoDataFrame
     rejected: gpd.GeoDataFrame
     reviewed: int
-    """Of the landslides, how many a person accepted, edited or added."""
+    """Number of landslides that a person accepted, edited or added."""
 
     def figures(self) -> dict[str, Any]:
-        """How many polygons there are, and the area of the landslides."""
+        """Numbers of polygons, and the area of the landslides."""
         area = pd.to_numeric(self.landslides["area_m2"]).sum()
         return {
             "landslides": len(self.landslides),
@@ -54,10 +54,10 @@ def export(
     overwrite: bool = False,
     discard_review: bool = False,
 ) -> Exported:
-    """Write an inventory in another format or CRS, as it is after its review.
+    """Write an inventory in another format or CRS, with its review applied.
 
     Accepted candidates are landslides, rejected and deleted polygons are not, and the sizes of redrawn outlines are
-    measured. Prompts and tiles are left out.
+    measured. Prompts and tiles are omitted.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def export(
 
 
 def _layers(review: Review, crs: pyproj.CRS | None, *, reviewed_only: bool) -> tuple[Exported, Reviewed]:
-    """The polygons of a review by their layers, in a CRS, and what is known of the review."""
+    """The polygons of a review by layer, in a CRS, and the information about the review."""
     columns = LANDSLIDE_COLUMNS | dict(review.columns)
     kept, rejected, waiting = (reviewed_in(one, crs, None) for one in (review.kept, review.rejected, review.waiting))
     highest = number_new((kept, rejected), review.highest)

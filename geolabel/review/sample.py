@@ -1,11 +1,11 @@
 """A stratified random sample to review, from which the accuracy of an inventory can be estimated.
 
-Strata are the landslides of the map by their confidence, its candidates, and the ground outside polygons, of which
-square windows are drawn. Every stratum gets the same share of the sample, as Olofsson et al. (2014) advise where the
-accuracy of rare classes matters, and the ground outside polygons twice as much, since most windows of it show nothing.
+Strata are the landslides of the map by confidence, its candidates, and the ground outside polygons, which is sampled by
+square windows. Every stratum gets the same share of the sample, as recommended by Olofsson et al. (2014) if the
+accuracy of rare classes matters, and the ground outside polygons twice as much, since most of its windows are empty.
 
-Polygons and windows come in the order of a hash of the seed and their number or place. So a larger sample begins with
-the smaller one, and any first part of it is a random sample too.
+Polygons and windows are ordered by a hash of the seed and their number or position. So a larger sample starts with the
+smaller one, and any first part of it is a random sample too.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ from geolabel.types import AnyArray, BoolArray, Int64Array
 log = logging.getLogger(__name__)
 
 MAX_CELLS = 4_000_000
-"""Windows that the ground outside polygons may have."""
+"""Maximum number of windows outside polygons."""
 
 FREE = 0.25
-"""Minimum share of a window that is ground outside polygons, and was searched."""
+"""Minimum share of a window that is searched ground outside polygons."""
 
 SAME_SIDE = 0.02
-"""Relative difference between sides of windows that are as good as equal; degrees are not."""
+"""Relative tolerance for equal sides of windows, which are not exact in degrees."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample that was written into an inventory."""
+    """A sample written to an inventory."""
 
     windows: gpd.GeoDataFrame
-    """Those that were drawn now; see `geolabel.io.columns.WINDOWS`."""
+    """New windows; see `geolabel.io.columns.WINDOWS`."""
     kept: int
-    """Windows of the same sample that were drawn before."""
+    """Number of earlier windows of the same sample."""
 
     def figures(self) -> dict[str, Any]:
-        """Plain values: how many windows were drawn, by stratum, and how many are kept."""
+        """Plain values: number of new windows, by stratum, and of kept ones."""
         drawn = self.windows["stratum"].value_counts(sort=False).to_dict()
         return {"windows": len(self.windows), "kept": self.kept, "strata": {str(k): int(v) for k, v in drawn.items()}}
 
@@ -75,23 +75,22 @@ def sample_review(
     window: float | None = None,
     aoi: str | Path | None = None,
 ) -> Sample:
-    """Draw a stratified random sample to review, and write it into an inventory as the layer ``review_sample``.
+    """Draw a stratified random sample to review, and write it to an inventory as the layer ``review_sample``.
 
-    Nothing else in the file changes. Called again with a larger count, the sample grows; what was drawn stays.
+    Nothing else in the file changes. Called again with a larger count, the sample grows; earlier windows are kept.
 
     Parameters
     ----------
     path
-        A GeoPackage that geolabel wrote.
+        A GeoPackage written by geolabel.
     count
-        Windows of the whole sample, those drawn before included.
+        Number of windows of the whole sample, including earlier ones.
     seed
         Random seed; the same for every call on one file.
     window
         Side in metres of the windows outside polygons; None for half a tile of the localizer.
     aoi
-        Polygons of the area to sample; by default the tiles that the localizer saw. Ground that masks left out is no
-        part of it.
+        Polygons of the area to sample; by default the tiles that the localizer saw. Masked ground is excluded.
 
     Raises
     ------
@@ -99,9 +98,9 @@ def sample_review(
         If `count` or `window` is not positive, there would be too many windows, or the sample of the file has windows
         of another size.
     VectorError
-        If a file cannot be read, or the area to sample is not known.
+        If a file cannot be read, or the area to sample is unknown.
     OutputError
-        If the file is no GeoPackage that geolabel wrote, or cannot be changed.
+        If the file is not a GeoPackage written by geolabel, or cannot be changed.
 
     Examples
     --------
@@ -111,7 +110,7 @@ def sample_review(
     if count < 1:
         raise OptionError(f"count {count}: give at least 1 window")
     if window is not None and not 0 < window < math.inf:
-        raise OptionError(f"window {window} m: it has to be a positive number of metres")
+        raise OptionError(f"window {window} m: it must be a positive number of metres")
     with replacing_windows(path, SAMPLE) as layer:
         inventory = read_inventory(path)
         mapped = MappedPolygons.of(inventory)
@@ -147,7 +146,7 @@ def _side(path: str | Path, window: float | None) -> float:
 
 @dataclass(frozen=True)
 class _Drawer:
-    """Draws a sample of one inventory."""
+    """Draws the sample of one inventory."""
 
     mapped: MappedPolygons
     frame: shapely.Geometry
@@ -155,7 +154,7 @@ class _Drawer:
     crs: pyproj.CRS | None
     seed: int
     side: float
-    """Of windows outside polygons, metres."""
+    """Side of windows outside polygons, metres."""
     table: pd.DataFrame
 
     def check(self, held: gpd.GeoDataFrame) -> None:
@@ -165,7 +164,7 @@ class _Drawer:
             return
         bounds = shapely.bounds(outside.geometry.to_numpy())
         metres = metres_per_unit(self.crs, (bounds[:, :2] + bounds[:, 2:]) / 2)
-        longer = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)  # what is cut off most windows leaves one side
+        longer = ((bounds[:, 2:] - bounds[:, :2]) * metres).max(axis=1)  # windows are mostly cut on one side only
         side = float(np.median(longer))
         if abs(side / self.side - 1) > SAME_SIDE:
             raise OptionError(
@@ -174,7 +173,7 @@ class _Drawer:
             )
 
     def draw(self, count: int, held: gpd.GeoDataFrame) -> list[dict[str, Any]]:
-        """Rows of the windows to add to those that are held, up to a count of all."""
+        """Rows of the windows to add to the existing ones, up to a total count."""
         again = held[held["polygon"].notna()] if len(held) else held
         drawn = dict(zip(again["polygon"].astype(int), again["stratum"].astype(str), strict=True))
         names = self.mapped.strata(drawn)
@@ -184,7 +183,7 @@ class _Drawer:
         rows: list[dict[str, Any]] = []
         wanted = dict.fromkeys(sources, 1) | {OUTSIDE: 2}
         while sources and len(held) + len(rows) < count:
-            # the stratum that is furthest behind its share
+            # the stratum furthest below its share
             name = min(sources, key=lambda one: given.get(one, 0) / wanted[one])
             row = next(sources[name], None)
             if row is None:
@@ -195,7 +194,7 @@ class _Drawer:
         return rows
 
     def _polygons(self, name: str, own: BoolArray, drawn: Mapping[int, str]) -> Iterator[dict[str, Any]]:
-        """Polygons of a stratum that wait and are not drawn yet, in random order: the others are known."""
+        """Unreviewed polygons of a stratum that are not in the sample yet, in random order."""
         found = np.flatnonzero(own & ~self.mapped.decided)
         for k in found[np.argsort(hashed(self.seed, self.mapped.ids[found], 0 * found), kind="stable")]:
             if int(self.mapped.ids[k]) not in drawn:
@@ -209,7 +208,7 @@ class _Drawer:
         return {"polygon": number, "stratum": name, "reason": reason, "geometry": frames[0]}
 
     def _outside(self, held: gpd.GeoDataFrame) -> Iterator[dict[str, Any]]:
-        """Windows that hold ground outside polygons, in random order, without what else they hold."""
+        """Windows with ground outside polygons, in random order, without their other parts."""
         tree = shapely.STRtree(self.mapped.outlines)
         drawn = held.geometry.to_numpy()[held["polygon"].isna().to_numpy(bool)] if len(held) else []
         before = shapely.STRtree(shapely.point_on_surface(drawn))
@@ -245,13 +244,13 @@ class _Drawer:
 
 
 def _areal(geometry: shapely.Geometry) -> shapely.Geometry:
-    """Polygons of a geometry, without the lines and points that a difference may leave."""
+    """The polygons of a geometry, without lines and points left by a difference."""
     parts = shapely.get_parts(geometry)
     return shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
 
 
 def hashed(seed: int, one: Int64Array, other: Int64Array) -> AnyArray:
-    """(N,) numbers of 64 bits that look random, the same for the same pair and seed on every machine (SplitMix64)."""
+    """(N,) pseudo-random 64-bit numbers, the same for the same pair and seed on every machine (SplitMix64)."""
     mixed = np.full(len(one), seed % 2**64, np.uint64)
     with np.errstate(over="ignore"):
         for part in (one, other):

@@ -30,7 +30,7 @@ from geolabel.urls import without_secrets
 log = logging.getLogger(__name__)
 
 MAX_ITEM_BYTES = 16 << 20
-"""Of an item of a network."""
+"""Media type of a network's item."""
 
 
 def stac_item(
@@ -47,17 +47,17 @@ def stac_item(
     Parameters
     ----------
     slides
-        An inventory, as it was written or reviewed.
+        An inventory, reviewed or not.
     files
-        The same in other formats, rasters, pictures and pages.
+        The same inventory in other formats, rasters, pictures and pages.
     out
-        The item, ``.json``; files are named relative to it.
+        Path of the item, ``.json``; paths of files are relative to it.
     networks
-        Items of the networks, as ``geolabel models stac`` writes them, to link to; their checksums have to be those of
-        the networks that made the inventory.
+        Items of the networks, written by ``geolabel models stac``, to link to; their checksums must be those of the
+        networks that made the inventory.
     date
-        Of the scene, ``YYYY-MM-DD``, or the first and the last of several with a slash between; None for what the
-        inventory says.
+        Date of the scene, ``YYYY-MM-DD``, or the first and the last of several separated by a slash; None for that in
+        the inventory.
     overwrite
         Whether `out` may be replaced.
 
@@ -68,7 +68,7 @@ def stac_item(
     Raises
     ------
     OptionError
-        If no date is known, a date is none, or a network is not one of the inventory's.
+        If no date is known, a date is invalid, or a network did not make the inventory.
     GeolabelError
         If a file cannot be read or written.
 
@@ -110,11 +110,11 @@ def _assets(given: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 KINDS = {"complex64": "cfloat32", "complex128": "cfloat64", "complex_int16": "cint16"}
-"""What STAC calls types of numbers that have another name in rasterio; see its common metadata, ``data_type``."""
+"""STAC's names for dtypes that rasterio names differently; see its common metadata, ``data_type``."""
 
 
 def _raster(path: Path) -> dict[str, Any]:
-    """Size, place and bands of a GeoTIFF (STAC 1.1, common metadata); nothing of what is none, or cannot be read."""
+    """Size, georeference and bands of a GeoTIFF (STAC 1.1, common metadata); empty for others and unreadable files."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return {}
     try:
@@ -133,11 +133,11 @@ def _raster(path: Path) -> dict[str, Any]:
     return {"bands": bands, "proj:shape": [header.height, header.width]} | place
 
 
-# --- when ------------------------------------------------------------------------------------------------------------
+# --- time ------------------------------------------------------------------------------------------------------------
 
 
 def _dates(made: Mapping[str, Any], inventory: Inventory) -> list[str]:
-    """Dates that the provenance and the polygons name."""
+    """Dates in the provenance and in the polygons."""
     named = [
         scene.get("event_date")
         for part in parts_of(made)
@@ -150,7 +150,7 @@ def _dates(made: Mapping[str, Any], inventory: Inventory) -> list[str]:
 
 
 def _times(dates: Sequence[str]) -> dict[str, Any]:
-    """The times of an item; a date is a whole day."""
+    """The times of an item; a date covers the whole day."""
     if not dates:
         raise OptionError("no date of the scene is known, and an item needs one: give --date YYYY-MM-DD, or FIRST/LAST")
     for one in dates:
@@ -168,7 +168,7 @@ def _is_day(text: str) -> bool:
         return False
 
 
-# --- where -----------------------------------------------------------------------------------------------------------
+# --- place -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -201,14 +201,14 @@ def _grids(made: Mapping[str, Any]) -> list[_Grid]:
 
 
 def _outlines(grids: Sequence[_Grid], inventory: Inventory) -> list[tuple[shapely.Geometry, pyproj.CRS | None]]:
-    """Outlines of the working grids; where none is known, the box around the polygons."""
+    """Outlines of the working grids; if unknown, the bounding box of the polygons."""
     if grids or not len(inventory.polygons):
         return [(grid.outline, grid.crs) for grid in grids]
     return [(shapely.box(*inventory.polygons.total_bounds), inventory.crs)]
 
 
 def _projection(grids: Sequence[_Grid], crs: pyproj.CRS | None) -> dict[str, Any]:
-    """The CRS of the inventory; of one working grid in it also its size and transform."""
+    """The CRS of the inventory; for a single working grid in it, also its size and transform."""
     if crs is None:
         return {"proj:code": None}
     authority = crs.to_authority()
@@ -221,7 +221,7 @@ def _projection(grids: Sequence[_Grid], crs: pyproj.CRS | None) -> dict[str, Any
     return named
 
 
-# --- how -------------------------------------------------------------------------------------------------------------
+# --- processing ------------------------------------------------------------------------------------------------------
 
 
 def _scenes(made: Mapping[str, Any]) -> str:
@@ -231,7 +231,7 @@ def _scenes(made: Mapping[str, Any]) -> str:
 
 
 def _networks(made: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the networks by their roles."""
+    """SHA-256 of the networks by role."""
     found: dict[str, str] = {}
     for part in parts_of(made):
         networks = part.get("networks")

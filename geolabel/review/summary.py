@@ -22,25 +22,25 @@ from geolabel.review.inventories import LANDSLIDES, areas, read_inventory
 from geolabel.types import AnyArray, Float64Array
 
 MINIMUM_COUNT = 50
-"""Landslides that a fit needs: below, exponents are not reliable (Clauset et al., figure 3.2)."""
+"""Minimum landslides for a fit: with fewer, exponents are unreliable (Clauset et al., figure 3.2)."""
 
 MINIMUM_TAIL = 10
-"""Landslides above the minimum area."""
+"""Minimum landslides above the minimum area."""
 
 CANDIDATES = 50
-"""Minimum areas that are tried at most, spread over the ranks."""
+"""Maximum number of tried minimum areas, spread over the ranks."""
 
 SIMULATIONS = 200
-"""Synthetic inventories: p is known to 0.035 (Clauset et al., section 4.1: half of one over the root)."""
+"""Number of synthetic inventories: p is accurate to 0.035 (Clauset et al., section 4.1: half of one over the root)."""
 
 PLAUSIBLE = 0.1
 """Minimum p of a power law that is not ruled out (Clauset et al., section 4.1)."""
 
 SAME = 1e-6
-"""Relative difference of areas that are equal: the last digits of a measure differ."""
+"""Relative tolerance for equal areas, whose last digits may differ."""
 
 BINS_PER_DECADE = 6
-"""Of the plot."""
+"""Resolution of the plot."""
 
 SUFFIXES = (".png", ".svg", ".pdf")
 """Formats of the plot."""
@@ -54,13 +54,13 @@ class PowerLaw:
     error: float
     """Standard error of `exponent` for the given minimum (Clauset et al., eq. 3.2)."""
     min_area_m2: float
-    """Minimum area from which on the law is fitted."""
+    """Minimum area of the fit."""
     count: int
-    """Landslides from there on."""
+    """Number of landslides above it."""
     distance: float
     """Kolmogorov-Smirnov distance between law and data, 0..1."""
     p: float
-    """Share of synthetic inventories of the law that are further from their own fit, 0..1."""
+    """Share of synthetic inventories with a larger distance from their own fit, 0..1."""
 
     @property
     def plausible(self) -> bool:
@@ -70,28 +70,28 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Group:
-    """Polygons that share something."""
+    """A group of polygons."""
 
     count: int
     area_m2: float
-    """Sum, on the ellipsoid."""
+    """Total area on the ellipsoid."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in an inventory."""
+    """Contents of an inventory."""
 
     crs: str | None
     layers: dict[str, Group]
-    """``landslides``, ``candidates`` and ``rejected``, by what was decided."""
+    """``landslides``, ``candidates`` and ``rejected``, after the review."""
     classes: dict[str, Group]
-    """Of landslides."""
+    """Landslides by class."""
     states: dict[str, Group]
-    """Of all polygons: unreviewed, accepted, rejected, edited, added and deleted."""
+    """All polygons by status: unreviewed, accepted, rejected, edited, added and deleted."""
     areas_m2: Float64Array
-    """(N,) of the landslides, ascending."""
+    """(N,) areas of the landslides, ascending."""
     power_law: PowerLaw | None
-    """None for fewer landslides than a fit needs."""
+    """None if there are too few landslides for a fit."""
 
     def figures(self) -> dict[str, Any]:
         """Plain values."""
@@ -107,7 +107,7 @@ _PARTS = ("layers", "classes", "states")
 
 
 def summarize(path: str | Path, *, plot: str | Path | None = None, overwrite: bool = False, seed: int = 0) -> Summary:
-    """Say what is in an inventory, and draw the size-frequency distribution of its landslides.
+    """Summarise an inventory, and plot the size-frequency distribution of its landslides.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def summarize(path: str | Path, *, plot: str | Path | None = None, overwrite: bo
     overwrite
         Whether `plot` may be replaced.
     seed
-        Of the synthetic inventories that test whether a power law is plausible.
+        Random seed of the synthetic inventories that test whether a power law is plausible.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def _groups(names: AnyArray, size: Float64Array, order: Sequence[str] | None = N
 
 
 def fit_power_law(size: Float64Array, seed: int = 0) -> PowerLaw | None:
-    """Fit a power law to areas, see the module; None where there are too few or they do not differ.
+    """Fit a power law to areas, see the module; None if there are too few or they are all equal.
 
     The minimum is the one with the smallest Kolmogorov-Smirnov distance (section 3.3), the exponent has the largest
     likelihood above it (eq. 3.1), and p comes from synthetic inventories that have the law above the minimum and the
@@ -166,7 +166,7 @@ def fit_power_law(size: Float64Array, seed: int = 0) -> PowerLaw | None:
     Parameters
     ----------
     size : (N,)
-        Areas; what is not positive is left out.
+        Areas; non-positive ones are ignored.
     """
     ordered = np.sort(size[np.isfinite(size) & (size > 0)])
     if len(ordered) < MINIMUM_COUNT:
@@ -195,11 +195,11 @@ def fit_power_law(size: Float64Array, seed: int = 0) -> PowerLaw | None:
 
 
 def _best(ordered: Float64Array) -> tuple[int, float, float] | None:
-    """Rank of the minimum with the smallest distance, exponent, and distance; None where all areas are equal."""
+    """Rank of the minimum with the smallest distance, exponent, and distance; None if all areas are equal."""
     n = len(ordered)
     logs = np.log(ordered)
     sums = np.cumsum(logs[::-1])[::-1]
-    # of equal areas the first is the minimum
+    # the first of equal areas is the minimum
     starts = np.unique(np.searchsorted(ordered, ordered[: n - MINIMUM_TAIL + 1], side="left"))
     if len(starts) > CANDIDATES:
         starts = starts[np.linspace(0, len(starts) - 1, CANDIDATES).round().astype(int)]
@@ -221,7 +221,7 @@ def _best(ordered: Float64Array) -> tuple[int, float, float] | None:
 def density(size: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Frequency density of areas: centres of bins, m2, and number of landslides in each over its width, 1/m2.
 
-    Bins are equal on a logarithmic axis; those without a landslide are left out.
+    Bins are equal on a logarithmic axis; empty ones are omitted.
     """
     positive = size[size > 0]
     low, high = math.floor(math.log10(positive.min())), math.log10(positive.max())
@@ -256,5 +256,5 @@ def _draw(path: Path, found: Summary, name: str) -> None:
         axes.legend()
     kind = path.suffix.lower()[1:]
     fixed: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    with saving(path) as part, rc_context({"svg.hashsalt": "geolabel"}):  # names in an SVG are random otherwise
+    with saving(path) as part, rc_context({"svg.hashsalt": "geolabel"}):  # ids in an SVG are random by default
         figure.savefig(part, format=kind, metadata=fixed)

@@ -1,7 +1,7 @@
 """Formats for other programs: Shapefiles, GeoJSON, FlatGeobuf for web maps, and KMZ for virtual globes.
 
-None holds everything; each writer names in a warning what it leaves out. Archives have no dates, so that the same
-layers give the same bytes.
+No format holds everything; each writer logs a warning that lists what it omits. Archives have no dates, so that the
+same layers give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from geolabel.types import AnyArray
 from geolabel.urls import clean
 
 BEGINNING = (1980, 1, 1, 0, 0, 0)
-"""The first date that an archive can hold."""
+"""The earliest date in an archive."""
 
 TEXT_LENGTH = 254
-"""Bytes of a text in a Shapefile."""
+"""Maximum bytes of a text in a Shapefile."""
 
 DECIMALS = 7
-"""Of longitudes and latitudes in GeoJSON, 1 cm at the equator."""
+"""Decimals of longitudes and latitudes in GeoJSON: 1 cm at the equator."""
 
 LONLAT = "OGC:CRS84"
 
@@ -55,11 +55,11 @@ UNKNOWN = "255,255,255"
 """Colour of polygons without a confidence."""
 
 NO_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML cannot hold, such as those that control a terminal."""
+"""Characters that are invalid in XML, such as terminal control characters."""
 
 
 def write_shapefiles(path: Path, file: VectorFile) -> None:
-    """Write every layer as a Shapefile in one archive, with the provenance as JSON; name what cannot be held."""
+    """Write every layer as a Shapefile in one archive, with the provenance as JSON; warn about omissions."""
     with tempfile.TemporaryDirectory(prefix="geolabel-") as folder:
         lost = [_write_shapefile(Path(folder) / f"{layer.name}.shp", layer, file.crs) for layer in file.layers]
         members = {one.name: one.read_bytes() for one in sorted(Path(folder).iterdir())}
@@ -68,7 +68,7 @@ def write_shapefiles(path: Path, file: VectorFile) -> None:
 
 
 def write_shapefile(path: Path, file: VectorFile) -> None:
-    """Write the first layer as a Shapefile, which is several files; name what cannot be held."""
+    """Write the first layer as a Shapefile, which is several files; warn about omissions."""
     lost = _write_shapefile(path, file.layers[0], file.crs)
     left_out = f"styles, provenance and the record of the review{_said_of([lost])}{others_of(file)}"
     warn_left_out(path, f"the layer {file.layers[0].name}", left_out)
@@ -76,12 +76,12 @@ def write_shapefile(path: Path, file: VectorFile) -> None:
 
 @dataclass(frozen=True)
 class _Lost:
-    """What a Shapefile does not hold of a layer."""
+    """Contents of a layer that a Shapefile cannot hold."""
 
     renamed: Mapping[str, str]
-    """Names of columns, and what they are instead."""
+    """Renamed columns, with their new names."""
     cut: bool
-    """Whether a text was cut."""
+    """Whether a text was truncated."""
 
 
 def _write_shapefile(path: Path, layer: Layer, crs: pyproj.CRS | None) -> _Lost:
@@ -117,15 +117,15 @@ def _has_long_texts(layer: Layer, name: str) -> bool:
 
 
 def write_geojson(path: Path, file: VectorFile) -> None:
-    """Write the first layer as GeoJSON (RFC 7946), with the provenance as a member of its own; name what is left out.
+    """Write the first layer as GeoJSON (RFC 7946), with the provenance as an extra member; warn about omissions.
 
-    Polygons are in longitudes and latitudes with seven decimals, their outer rings counterclockwise; those that cross
-    the antimeridian are cut there. A line of the file is a feature.
+    Polygons are in longitudes and latitudes with seven decimals, with counterclockwise outer rings; polygons across the
+    antimeridian are split there. Each feature is on one line.
 
     Raises
     ------
     OutputError
-        If the layer has no CRS, or a polygon has no place on Earth.
+        If the layer has no CRS, or a polygon cannot be converted to longitude and latitude.
     """
     layer = file.layers[0]
     fine = shapely.set_precision(_on_earth(path, layer, file.crs), 10.0**-DECIMALS)
@@ -159,9 +159,9 @@ def _json_values(layer: Layer, name: str, kind: Kind) -> list[Any]:
 
 
 def write_flatgeobuf(path: Path, file: VectorFile) -> None:
-    """Write the first layer as FlatGeobuf, with the provenance as JSON in its metadata; name what is left out.
+    """Write the first layer as FlatGeobuf, with the provenance as JSON in its metadata; warn about omissions.
 
-    Features come in the order of the spatial index. Dates become times at midnight, as the format has no dates.
+    Features are in the order of the spatial index. Dates become times at midnight, as the format has no dates.
     """
     layer = file.layers[0]
     warn_left_out(path, f"the layer {layer.name}", f"styles and the record of the review{others_of(file)}")
@@ -181,16 +181,16 @@ def check_lonlat(path: Path, crs: pyproj.CRS | None, dst_crs: pyproj.CRS | None 
     Parameters
     ----------
     crs
-        Of the polygons.
+        CRS of the polygons.
     dst_crs
-        What a user asked for, where that says nothing but how the file is written.
+        Requested CRS, where it only affects how the file is written.
 
     Raises
     ------
     OutputError
-        If the suffix names such a format, and the CRS is none or has no place on Earth.
+        If the suffix is of such a format, and there is no CRS, or a local (engineering) one.
     OptionError
-        If it names such a format, and `dst_crs` is another CRS.
+        If it is, and `dst_crs` is another CRS.
     """
     name = {".geojson": "GeoJSON", ".kmz": "KMZ"}.get(path.suffix.lower())
     if name is None:
@@ -219,12 +219,12 @@ def _on_earth(path: Path, layer: Layer, crs: pyproj.CRS | None) -> AnyArray:
 
 
 def write_kmz(path: Path, file: VectorFile) -> None:
-    """Write the layers of polygons with their attributes, coloured by confidence; name what is left out.
+    """Write the layers of polygons with their attributes, coloured by confidence; warn about omissions.
 
     Raises
     ------
     OutputError
-        If the layers have no CRS, or a polygon has no place on Earth.
+        If the layers have no CRS, or a polygon cannot be converted to longitude and latitude.
     """
     check_lonlat(path, file.crs)
     shown = [layer for layer in file.layers if layer.key == "id"] or file.layers[:1]
@@ -250,7 +250,7 @@ def write_kmz(path: Path, file: VectorFile) -> None:
 
 
 def _places(layer: Layer, shapes: AnyArray) -> Iterator[ET.Element]:
-    """A placemark of each polygon; `shapes` (N,) are in longitudes and latitudes."""
+    """A placemark for each polygon; `shapes` (N,) are in longitudes and latitudes."""
     rows = layer.features.drop(columns=layer.features.geometry.name).to_dict("records")
     for values, shape in zip(rows, shapes, strict=True):
         place = ET.Element("Placemark")

@@ -1,8 +1,8 @@
 """GeoParquet 1.1: one typed layer with its provenance, for cloud tables and programs such as DuckDB.
 
-Geometries are WKB, and a column ``bbox`` covers them, by which readers skip what is elsewhere. The metadata of the file
-has, beside that of the standard, the provenance (``geolabel:provenance``), the style that QGIS reads
-(``geolabel:qml``) and the name of the layer; that of a column has its name in words and its meaning.
+Geometries are WKB, with a column ``bbox`` by which readers skip distant features. Besides the standard's metadata, the
+file has the provenance (``geolabel:provenance``), the style for QGIS (``geolabel:qml``) and the name of the layer; each
+column has its display name and meaning.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from geolabel.types import AnyArray
 VERSION = "1.1.0"
 
 GEOMETRY, BBOX = "geometry", "bbox"
-"""Columns beside those of the layer, with an underscore behind them where the layer has such a name."""
+"""Additional columns; an underscore is appended if the layer has a column of that name."""
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 ROWS = 50_000
-"""Of a group, which a reader takes or skips as a whole."""
+"""Rows of a group, which a reader reads or skips as a whole."""
 
 
 def write_geoparquet(path: Path, file: VectorFile) -> None:
-    """Write the first layer; name what the format cannot hold."""
+    """Write the first layer; warn about omissions."""
     import pyarrow.parquet as pq
 
     layer = file.layers[0]
@@ -94,7 +94,7 @@ def _values(layer: Layer, name: str, kind: Any) -> Any:
 
 
 def _geo(layer: Layer, crs: pyproj.CRS | None, geometry: str, cover: str) -> dict[str, Any]:
-    """The metadata of the standard."""
+    """The standard's metadata."""
     bounds = layer.features.total_bounds.tolist()
     column = {
         "encoding": "WKB",

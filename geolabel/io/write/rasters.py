@@ -1,4 +1,4 @@
-"""Cloud Optimized GeoTIFFs on the working grid, written block by block, and geometries as pixels of a grid."""
+"""Cloud Optimized GeoTIFFs on the working grid, written block by block, and rasterized geometries."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from geolabel.types import AnyArray, UInt8Array
 SUFFIXES = (".tif", ".tiff")
 
 OVERVIEWS = {"score": "AVERAGE", "mask": "NEAREST"}
-"""How a coarser level is made: scores are averaged over what is not nodata, labels are picked."""
+"""Resampling of overviews: scores are averaged without nodata, labels use nearest neighbour."""
 
 TILE = 512
 """Side in pixels of the file's own tiles."""
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, SystemError, OSError)
-"""What rasterio raises when a disk is full: `rasterio.shutil.copy` lets GDAL's own errors through, known or not."""
+"""Errors of rasterio on a full disk: `rasterio.shutil.copy` passes on GDAL's own errors."""
 
 CACHE_BYTES = 128 << 20
-"""Bound on GDAL's block cache, which otherwise takes a share of the machine's memory."""
+"""Size of GDAL's block cache, whose default is a share of the machine's memory."""
 
 
 def write_cog(
@@ -55,26 +55,26 @@ def write_cog(
     overwrite: bool = False,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Write blocks of a raster as they come, as a Cloud Optimized GeoTIFF with overviews.
+    """Write blocks of a raster as they arrive, as a Cloud Optimized GeoTIFF with overviews.
 
-    The blocks go to a plain GeoTIFF in a scratch folder beside `path` first, which GDAL then copies: a COG cannot be
-    written in pieces. Memory is bounded by a block and GDAL's cache; the folder needs room for the raster twice.
+    Blocks are first written to a plain GeoTIFF in a scratch folder beside `path`, which GDAL then copies: a COG cannot
+    be written in pieces. Memory is bounded by a block and GDAL's cache; disk space for two copies of the raster is
+    needed.
 
     Parameters
     ----------
     blocks
-        Windows of `grid` and their values, (h, w), or (C, h, w) for the scores of several classes. Pixels in no window
-        are `nodata`, or 0 without one.
+        Windows of `grid` and their values, (h, w), or (C, h, w) for the scores of several classes. Pixels outside all
+        windows are `nodata`, or 0 without one.
     nodata
         Value that marks pixels outside, or None.
     kind
         ``score``: grey values 0..254 for 0..1; the band has the scale.
-        ``mask``: labels, which no overview may mix.
+        ``mask``: labels, which overviews must not mix.
     classes
-        Names of several classes: those of the bands of scores, or of the labels from 1, as tags ``class_K`` of the
-        band.
+        Names of several classes: those of the score bands, or of the labels from 1, as band tags ``class_K``.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether an existing file may be replaced.
     tags
         Metadata of the file.
 
@@ -86,7 +86,7 @@ def write_cog(
     path = Path(path)
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
     with replacing(path, overwrite=overwrite) as part, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-        scratch = part.with_name("blocks of " + part.name)  # in the folder of this file alone
+        scratch = part.with_name("blocks of " + part.name)  # in the scratch folder of this file
         try:
             _write_blocks(scratch, blocks, grid, nodata, kind, classes, tags or {})
             rasterio.shutil.copy(
@@ -101,7 +101,7 @@ def write_cog(
             )
         except GDAL_ERRORS as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
-        scratch.unlink()  # whose room another output of the run may need
+        scratch.unlink()  # other outputs of the run may need the space
 
 
 def _write_blocks(
@@ -126,11 +126,11 @@ def _write_blocks(
         "tiled": True,
         "blockxsize": TILE,
         "blockysize": TILE,
-        "sparse_ok": True,  # empty parts of a scene take no room on the disk
+        "sparse_ok": True,  # empty parts of a scene take no disk space
         "bigtiff": "IF_SAFER",
     }
     with warnings.catch_warnings():
-        # a scene without CRS counts its coordinates in pixels, which GeoTIFF keeps although rasterio doubts it
+        # a scene without CRS has coordinates in pixels, which GeoTIFF stores although rasterio warns
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(scratch, "w", **profile)
     with dataset:
@@ -147,7 +147,7 @@ def _write_blocks(
                 dataset.write(layer, band, window=place)
 
 
-# --- arrays in one go ------------------------------------------------------------------------------------------------
+# --- single arrays ---------------------------------------------------------------------------------------------------
 
 
 Colour = tuple[int, int, int]
@@ -168,26 +168,26 @@ def write_geotiff(
     Parameters
     ----------
     values : (H, W) or (H, W, 3)
-        One band, or red, green and blue. There is no nodata.
+        One band, or red, green and blue, without nodata.
     description
-        Of the file, and of a single band.
+        Description of the file, and of a single band.
     unit
-        Of a band's values.
+        Unit of a band's values.
     classes
-        Names and colours of the labels 0, 1, ... that a band of uint8 holds. Names become metadata of the band
-        (``class_0``, ...), colours its colour table.
+        Names and colours of the labels 0, 1, ... in a band of uint8. Names become band tags (``class_0``, ...), colours
+        its colour table.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether an existing file may be replaced.
 
     Raises
     ------
     OutputError
-        If the file cannot be written, or exists and must not be replaced.
+        If the file cannot be written, or exists and may not be replaced.
     """
     path = Path(path)
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
     bands = np.atleast_3d(values)
-    # tiles are in the file in the order in which the cache releases them, so its size has to be the same everywhere
+    # tiles are written in the order in which the cache releases them, so its size must be the same everywhere
     with replacing(path, overwrite=overwrite) as part, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         try:
             with rasterio.open(part, "w", **_profile(bands, grid)) as dataset:
@@ -198,7 +198,7 @@ def write_geotiff(
                     strip = bands[row : row + TILE]
                     dataset.write(strip.transpose(2, 0, 1), window=RasterWindow(0, row, grid.width, len(strip)))
             with rasterio.open(part, "r+") as dataset:
-                # no overview may mix labels
+                # overviews must not mix labels
                 labels = classes is not None
                 dataset.build_overviews(_factors(grid), Resampling.nearest if labels else Resampling.average)
         except GDAL_ERRORS as error:
@@ -243,20 +243,20 @@ def _factors(grid: Grid) -> list[int]:
 
 
 def in_pixels(geometries: AnyArray, grid: Grid) -> AnyArray:
-    """Geometries (N,) in pixels of the grid: a shift by whole pixels then moves every window's part exactly."""
+    """Geometries (N,) in pixel coordinates: integer shifts then give exactly the same result in every window."""
     a, b, c, d, e, f = tuple(~grid.transform)[:6]
     return np.asarray(shapely.transform(geometries, lambda points: points @ [[a, d], [b, e]] + [c, f]))
 
 
 def rasterize(tree: shapely.STRtree, values: AnyArray, window: Window) -> AnyArray:
-    """(height, width) value of the polygon on each pixel whose middle it covers, later ones on top; 0 where none is.
+    """(height, width) value of the polygon that covers each pixel's centre, later ones on top; 0 without a polygon.
 
     Parameters
     ----------
     tree
-        Of N polygons in pixels, see `in_pixels`.
+        STRtree of N polygons in pixel coordinates, see `in_pixels`.
     values : (N,)
-        Whole numbers, of the type of the result.
+        Integers, of the dtype of the result.
     """
     drawn = np.zeros((window.height, window.width), values.dtype)
     found = np.sort(tree.query(shapely.box(window.col, window.row, window.right, window.bottom)))

@@ -1,7 +1,7 @@
 """STAC items (version 1.1.0): files with their media types, roles and checksums.
 
-https://github.com/radiantearth/stac-spec, and the extensions that `EXTENSIONS` names. Files are named relative to the
-item, so that a folder can be moved as a whole, and no absolute path is written.
+https://github.com/radiantearth/stac-spec, and the extensions in `EXTENSIONS`. File names are relative to the item, so
+that a folder can be moved as a whole, and no absolute path is written.
 """
 
 from __future__ import annotations
@@ -65,26 +65,26 @@ COG = "; profile=cloud-optimized"
 PICTURES = (".png", ".jpg", ".jpeg", ".svg")
 
 DIGITS = 7
-"""Of longitudes and latitudes after the point."""
+"""Decimals of longitudes and latitudes."""
 
 PIECES = 16
-"""That a side of a footprint is cut into before it changes its CRS."""
+"""Segments that a side of a footprint is split into before reprojection."""
 
 
 def asset_of(path: Path, item: Path, title: str, roles: Sequence[str] = (), **more: Any) -> dict[str, Any]:
-    """Describe a file: where it is relative to the item, its media type, size and checksum.
+    """Describe a file: its path relative to the item, media type, size and checksum.
 
     Parameters
     ----------
     item
-        The item that is to name it.
+        The item that refers to it.
     roles
-        By default ``overview`` for a picture, ``metadata`` for a page, and else ``data``.
+        By default ``overview`` for a picture, ``metadata`` for a page, and otherwise ``data``.
 
     Raises
     ------
     OptionError
-        If the suffix of the file is none of `MEDIA`, or the file is on another drive than the item.
+        If the suffix is not in `MEDIA`, or the file is on another drive than the item.
     OutputError
         If it cannot be read.
     """
@@ -113,7 +113,7 @@ def asset_of(path: Path, item: Path, title: str, roles: Sequence[str] = (), **mo
 
 
 def multihash(digest: str) -> str:
-    """A SHA-256 (hexadecimal) as a multihash: its code and length before it, https://multiformats.io/multihash."""
+    """A SHA-256 (hexadecimal) as a multihash: prefixed with its code and length, https://multiformats.io/multihash."""
     return f"1220{digest}"
 
 
@@ -133,7 +133,7 @@ def href_of(path: Path, item: Path) -> str:
 
 
 def footprint(outlines: Sequence[tuple[shapely.Geometry, pyproj.CRS | None]]) -> shapely.Geometry | None:
-    """The ground of outlines in longitudes and latitudes, cut at the antimeridian; None where it is not known."""
+    """The ground of outlines in longitudes and latitudes, split at the antimeridian; None if unknown."""
     parts = []
     for outline, crs in outlines:
         if crs is None or crs.geodetic_crs is None:
@@ -150,7 +150,7 @@ def footprint(outlines: Sequence[tuple[shapely.Geometry, pyproj.CRS | None]]) ->
 
 
 def bbox_of(shape: shapely.Geometry) -> list[float]:
-    """West, south, east and north of a footprint; west of what crosses the antimeridian is larger than east."""
+    """West, south, east and north of a footprint; across the antimeridian, west is larger than east."""
     west, south, east, north = shape.bounds
     parts = shapely.get_parts(shape)
     if west <= -180 and east >= 180 and not any(part.bounds[0] < 0 < part.bounds[2] for part in parts):
@@ -190,12 +190,12 @@ def item_of(
 
 
 def write_item(item: Mapping[str, Any], out: Path, *, overwrite: bool = False) -> None:
-    """Write an item, whole or not at all; the same item gives the same bytes.
+    """Write an item, completely or not at all; the same item gives the same bytes.
 
     Raises
     ------
     OutputError
-        If it cannot be written, or exists and must not be replaced.
+        If it cannot be written, or exists and may not be replaced.
     """
     check_target(out, overwrite=overwrite, suffixes=(".json", ".geojson"))
     text = json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False)
