@@ -172,7 +172,11 @@ def _prospect(figures: dict[str, Any]) -> dict[str, str]:
         "places": f"{figures['blocks']} with landslides, on which a gain is validated",
         "device": figures["device"],
     }
-    rows |= {name: "is tried" if why is None else f"no: {why}" for name, why in figures["levels"].items()}
+    reasons = {*figures["levels"].values()}
+    if len(reasons) == 1 and None not in reasons:
+        rows["levels"] = f"none: {reasons.pop()}"
+    else:
+        rows |= {name: "is tried" if why is None else f"no: {why}" for name, why in figures["levels"].items()}
     low, high = (duration(figures[name]) for name in (NOTHING, SOMETHING))
     if figures[SOMETHING]:
         rows["time"] = f"{low} if nothing gains, up to {high} if something does; plus some seconds to start"

@@ -492,7 +492,11 @@ def mapped(place: Path, out: Path, networks: geolabel.Networks) -> float:
 
 
 def test_review_and_adaptation_find_more(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(decoder, "STEPS", 2)
     monkeypatch.setattr(decoder, "gains", lambda *_: True)
@@ -530,6 +534,15 @@ def test_review_and_adaptation_find_more(
     assert after > before + 0.05
     with pytest.raises(OutputError, match="overwrite"):
         geolabel.adapt(place / "scene.tif", tmp_path / "first.gpkg", out=out)
+    given: Any = {"level": "threshold", "networks": begun, "overwrite": True}
+    caplog.set_level("WARNING", "geolabel")  # -q left it higher
+    found = geolabel.adapt(place / "scene.tif", tmp_path / "first.gpkg", out=out, **given)
+    assert f"valley: the networks there are replaced; by cross-validation, {found.said}" in caplog.text
+    scores, masks = found.scores, found.masks or (0, 0)
+    assert found.said == (
+        f"F1 of the map rises from {scores['none']:.2f} to {scores['threshold']:.2f} with threshold, and IoU of masks "
+        f"rises from {masks[0]:.2f} to {masks[1]:.2f}"
+    )
 
 
 def test_too_few_landslides_are_refused(place: Path, tmp_path: Path) -> None:
@@ -593,6 +606,9 @@ def test_a_dry_run_says_what_is_missing(place: Path, tmp_path: Path, capsys: pyt
         "decoder": "4 outlines were drawn or redrawn, at least 5 are needed",
     }
     words = ["adapt", str(place / "scene.tif"), "--reviewed", str(path)]
+    truth[:2].to_file(path, layer="few")
+    assert run([*words, "--dry-run", "-q"]) == 4
+    assert "levels       none: 2 reviewed landslides on the scenes" in capsys.readouterr().out
     assert run(words) == 2
     assert "no output: give --out FOLDER" in capsys.readouterr().err
 

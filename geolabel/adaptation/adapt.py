@@ -63,6 +63,17 @@ class Adaptation:
         return self.scores[self.level] - self.scores["none"] if self.level else 0.0
 
     @property
+    def said(self) -> str:
+        """What gains by cross-validation, in words."""
+        parts = []
+        if self.level is not None:
+            before, after = self.scores["none"], self.scores[self.level]
+            parts.append(f"F1 of the map rises from {before:.2f} to {after:.2f} with {self.level}")
+        if self.decoder and self.masks is not None:
+            parts.append("IoU of masks rises from {:.2f} to {:.2f}".format(*self.masks))
+        return ", and ".join(parts) or "nothing gains"
+
+    @property
     def gains(self) -> bool:
         """Whether anything gains: a level of the localizer, or the decoder of the segmenter."""
         return self.level is not None or self.decoder
@@ -152,6 +163,8 @@ def adapt(
         "scenes": [_name(one) for one in region.scenes],
         "reviewed": [one.path.name for one in region.files],
     }
+    if Path(out).is_dir() and any(Path(out).iterdir()):
+        log.warning("%s: the networks there are replaced; by cross-validation, %s", out, adaptation.said)
     with replacing_folder(Path(out), overwrite=overwrite) as folder:
         written = {
             "localizer": write_localizer(folder, begun, choice, made),
