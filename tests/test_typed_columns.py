@@ -17,6 +17,7 @@ from shapely import Polygon, box
 from geolabel.errors import VectorError
 from geolabel.io.read.review import read_review
 from geolabel.io.read.typed_columns import joint_kind, read_polygon_table
+from geolabel.io.write.vectors import write_layers
 from geolabel.review.exporting import export
 from geolabel.review.merging import merge
 
@@ -149,3 +150,21 @@ def test_large_numbers_are_of_the_rows_that_have_an_outline(tmp_path: Path) -> N
     table.to_file(path, layer="landslides")
     found = read_polygon_table(path, "landslides")["parcel"]
     assert [None if value is pd.NA else int(value) for value in found] == [None, LARGE + 2]
+
+
+def test_layers_in_several_crss_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "slides.gpkg"
+    squares(1, status=["accepted"]).to_crs(4326).to_file(path, layer="landslides")
+    squares(1, status=["accepted"]).to_file(path, layer="candidates")
+    with pytest.raises(VectorError, match=r"\(landslides in WGS 84 and candidates in WGS 84 / UTM zone 48N\)"):
+        read_review(path)
+
+
+def test_a_reprojected_layer_beside_the_prompts_of_its_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slides.gpkg"
+    tiles = squares(1, status=["clear"], tile=[0])
+    write_layers(path, squares(1, id=[1]), None, tiles, {}, crs=tiles.crs)
+    assert len(read_review(path).waiting) == 1
+    squares(1, id=[1]).to_crs(4326).to_file(path, layer="landslides")
+    with pytest.raises(VectorError, match=r"edits of its outlines cannot be recognised: reproject landslides to that"):
+        read_review(path)

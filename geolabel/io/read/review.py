@@ -27,8 +27,8 @@ from geolabel.io.columns import DERIVED, WINDOW_COLUMNS, Kind
 from geolabel.io.databases import reading_database
 from geolabel.io.layer_styles import TABLE as STYLES
 from geolabel.io.layer_styles import saved_styles
-from geolabel.io.read.features import read_layer, spatial_layers
-from geolabel.io.read.typed_columns import added_columns, read_polygon_table, read_typed
+from geolabel.io.read.features import layer_info, read_layer, spatial_layers
+from geolabel.io.read.typed_columns import added_columns, check_one_crs, read_polygon_table, read_typed
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.written import PROMPT_LAYERS, Record, Written, changed_prompts, plain, read_written, same_outlines
 
@@ -117,6 +117,9 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
     written = None if record is None else record.of(*layers)
     tables = polygon_tables(path, layers)
     crs = next((table.crs for table in tables.values()), None)
+    beside = [] if written is None else [name for name in spatial_layers(path) if name in OWN_LAYERS]
+    held = {name: layer_info(path, name)["crs"] for name in beside if name not in tables}
+    check_one_crs(path, {name: table.crs for name, table in tables.items()} | held)
     rows = pd.concat([_judged(name, table, written) for name, table in tables.items()], ignore_index=True)
     # moved to another layer unchanged: the copy is kept, the original ignored
     copied = rows.loc[rows[WHY].notna() & ~rows[REDRAWN].astype(bool), "id"].dropna()

@@ -12,10 +12,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyproj
 
 from geolabel.errors import VectorError
 from geolabel.io.columns import LANDSLIDE_COLUMNS, Kind
@@ -163,6 +165,31 @@ def _free(name: str, table: gpd.GeoDataFrame, taken: AbstractSet[str] = frozense
     while name.lower() in held:
         name += "_"
     return name
+
+
+def check_one_crs(path: str | Path, held: Mapping[str, Any]) -> None:
+    """Refuse layers in several CRSs: their outlines could not be compared with what was written, which is in one.
+
+    Parameters
+    ----------
+    held
+        CRSs of layers by their names, as pyproj or pyogrio gives them.
+
+    Raises
+    ------
+    VectorError
+        If they differ.
+    """
+    known = {name: None if crs is None else pyproj.CRS.from_user_input(crs) for name, crs in held.items()}
+    first = next(iter(known))
+    for name, crs in known.items():
+        one = known[first]
+        if (one is None) != (crs is None) or (one and crs and not one.equals(crs, ignore_axis_order=True)):
+            said = " and ".join(f"{k} in {c.name if c else 'no CRS'}" for k, c in ((first, one), (name, crs)))
+            raise VectorError(
+                f"{path} has layers in several CRSs ({said}), so edits of its outlines cannot be recognised: reproject "
+                f"{first} to that of {name}, or export {first} to a file of its own, where status alone counts"
+            )
 
 
 # --- columns of a person ---------------------------------------------------------------------------------------------
