@@ -11,6 +11,7 @@ import zlib
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import shapely
@@ -158,6 +159,20 @@ def test_the_layers_of_an_inventory_come_together(files, tmp_path):
     data = data_of(tmp_path / "page.html")
     assert data["layers"] == ["landslides"] * 3 + ["candidates", "rejected"]
     assert data["status"] == ["unreviewed", "unreviewed", "accepted", "unreviewed", "rejected"]
+
+
+def test_names_and_numbers_of_a_persons_columns_stay_what_they_are(files, tmp_path):
+    table = slides().assign(layer=["roads", None, "x"], parcel=pd.array([2**53 + 1, None, 5], "Int64"), seen=True)
+    table["class"] = [1, 2, None]
+    table.to_file(tmp_path / "own.gpkg", layer="landslides")
+    view(tmp_path / "own.gpkg", files[1], tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    values = {one["name"]: column for one, column in zip(data["columns"], data["values"], strict=True)}
+    assert "layer" not in values
+    assert values["layer_"] == ["roads", None, "x"]
+    assert values["parcel"] == ["9007199254740993", None, 5]
+    assert values["class"] == ["1", "2", None]
+    assert values["seen"] == [True] * 3
 
 
 def test_the_table_says_why_a_polygon_is_a_candidate(files, tmp_path):
@@ -309,6 +324,18 @@ def test_a_hostile_attribute_runs_nothing(page):
     assert text(page, "#name") == f"{HOSTILE} 2: unreviewed"
     assert page.run("document.querySelectorAll('b, img:not(.picture)').length") == 0
     assert page.run("document.title") == "slides.gpkg: review"
+
+
+@pytest.mark.chromium
+def test_a_column_of_any_name_comes_into_the_reviewed_file(browser, files, tmp_path):
+    names = ("__proto__", "constructor", "layer")
+    slides().assign(**{name: ["a", "b", "c"] for name in names}).to_file(tmp_path / "named.gpkg", layer="landslides")
+    view(tmp_path / "named.gpkg", files[1], tmp_path / "page.html")
+    browser.errors.clear()
+    browser.open(tmp_path / "page.html")
+    given = json.loads(browser.run("reviewedFile()"))["features"][1]["properties"]
+    assert [given[name] for name in ("__proto__", "constructor", "layer_", "layer")] == ["b", "b", "b", "landslides"]
+    assert not browser.errors
 
 
 @pytest.mark.chromium

@@ -525,9 +525,11 @@ function geometryOf(k) {
 
 function reviewedFile() {
   const features = everything.map((k) => {
-    const properties = { layer: data.layers[k] };
-    for (const one of data.columns) properties[one.name] = column[one.name][k];
-    Object.assign(properties, { status: status[k], notes: notes[k] });
+    const values = data.columns.map((one) => [one.name, column[one.name][k]]);
+    // entries, since no name of a column, such as __proto__, means anything here
+    const properties = Object.fromEntries([
+      ["layer", data.layers[k]], ...values, ["status", status[k]], ["notes", notes[k]],
+    ]);
     return JSON.stringify({ type: "Feature", properties, geometry: geometryOf(k) });
   });
   const head = { type: "FeatureCollection", name: data.name };

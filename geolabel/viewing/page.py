@@ -35,8 +35,9 @@ from geolabel.errors import OptionError, VectorError
 from geolabel.geodesy import measure
 from geolabel.io.columns import COLUMNS
 from geolabel.io.read.features import check_meets, in_crs
-from geolabel.io.read.review import REJECTED, UNREVIEWED, polygon_tables
+from geolabel.io.read.review import LAYER_OF, REJECTED, UNREVIEWED, polygon_tables
 from geolabel.io.read.tile_urls import CRS as TILES_CRS
+from geolabel.io.read.typed_columns import free_name
 from geolabel.io.styles import LIMITS, REVIEW_STATES, WARM
 from geolabel.io.written import plain
 from geolabel.outputs import check_target, saving
@@ -214,6 +215,8 @@ def _inventory(slides: str | Path) -> gpd.GeoDataFrame:
         raise VectorError(f"{slides}: the status {unknown[0]!r} is none of {', '.join(REVIEW_STATES)}")
     notes = together["notes"] if "notes" in together else pd.Series(None, together.index, dtype=object)
     together = gpd.GeoDataFrame(together.assign(status=states, notes=notes), geometry="geometry", crs=target)
+    if LAYER_OF in together:  # the page gives that name to the layer of a polygon
+        together = together.rename(columns={LAYER_OF: free_name(LAYER_OF, together)})
     if "confidence" not in together and "area_m2" not in together:
         together["area_m2"] = measure(_multipolygons(together.geometry.to_numpy()), together.crs).area_m2
     return together
@@ -338,6 +341,8 @@ def _webp(image: UInt8Array, valid: AnyArray) -> bytes:
 def _value(value: object) -> Any:
     """A value of a column as JSON has it."""
     known = plain(value)
+    if isinstance(known, int) and not isinstance(known, bool):
+        return str(known)  # a browser would round it
     if isinstance(known, float):
         return None if not math.isfinite(known) else int(known) if known.is_integer() else known
     return known

@@ -97,7 +97,7 @@ def _fitted(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDat
         column = name if name in like else like[0]
         values = _of_kind(table[column], kind)
         if values is None:
-            own = _free(name, table)
+            own = free_name(name, table)
             said = next(str(one) for one in table[column] if _of_kind(pd.Series([one]), kind) is None)
             log.warning(
                 "layer %s of %s: the column %s holds %r, which is no %s: it is kept as %s",
@@ -153,13 +153,13 @@ def _distinct(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoD
         if str(column) in LANDSLIDE_COLUMNS:
             continue
         if str(column).lower() in taken or str(column).lower() in RESERVED[1:]:
-            renamed[column] = _free(str(column), table, taken)
+            renamed[column] = free_name(str(column), table, taken)
             log.warning("layer %s of %s: the column %s is kept as %s", layer, path, column, renamed[column])
         taken.add(renamed.get(column, str(column)).lower())
     return table.rename(columns=renamed)
 
 
-def _free(name: str, table: gpd.GeoDataFrame, taken: AbstractSet[str] = frozenset()) -> str:
+def free_name(name: str, table: pd.DataFrame, taken: AbstractSet[str] = frozenset()) -> str:
     """A name of a column that a table does not have."""
     held = {str(column).lower() for column in table.columns} | {*taken}
     while name.lower() in held:

@@ -259,6 +259,8 @@ def _places(layer: Layer, shapes: AnyArray) -> Iterator[ET.Element]:
         data = ET.SubElement(place, "ExtendedData")
         for name in layer.columns:
             value = plain(values.get(name))
+            if value is not None and layer.columns[name] == "int":
+                value = int(value)
             if value is not None:
                 entry = ET.SubElement(data, "Data", name=NO_XML.sub("", name))
                 ET.SubElement(entry, "displayName").text = (
