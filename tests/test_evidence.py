@@ -19,7 +19,7 @@ import geolabel
 from geolabel import terrain
 from geolabel.cli.main import run as command
 from geolabel.errors import OptionError, OutputError, SceneError, VectorError
-from geolabel.extraction import evidence
+from geolabel.extraction import evidence, heights
 from geolabel.extraction.request import Networks, Reading
 from geolabel.io.read.aligned import AlignedReader
 from geolabel.io.read.features import read_exclusions
@@ -371,7 +371,7 @@ def test_no_more_than_a_tile_of_heights_is_read_at_once(
     tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence, "TILE_PX", 40)
-    monkeypatch.setattr(evidence, "MAX_STEP_PX", 8)
+    monkeypatch.setattr(heights, "MAX_STEP_PX", 8)
     seen, read = [], AlignedReader.read
     monkeypatch.setattr(
         AlignedReader, "read", lambda self, window, grid: seen.append(window) or read(self, window, grid)

@@ -20,7 +20,8 @@ from geolabel.engine.tasks import Pass
 from geolabel.errors import TileError
 from geolabel.extraction.activation_maps import blend_activation
 from geolabel.extraction.before import Before, activation_of, matched
-from geolabel.extraction.evidence import GROUND, LEVELS, MAX_STEP_PX, Evidence, Heights
+from geolabel.extraction.evidence import GROUND, LEVELS, Evidence
+from geolabel.extraction.heights import MAX_STEP_PX, Heights
 from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.vectorize import Objects, with_ground
 from geolabel.extraction.work import Work

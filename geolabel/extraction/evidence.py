@@ -1,7 +1,7 @@
-"""Evidence beside the scene: how steep the ground under each polygon is, what it was before, and what rejects it.
+"""Supplementary evidence about polygons: slope, ground before the event, excluded ground, masks.
 
-Polygons are measured on tiles of the working grid of fixed size, whatever the blocks, and as sums of integers, so that
-the result depends on no block and no worker. What the evidence speaks against becomes a candidate with its reason.
+Polygons are measured on tiles of fixed size on the working grid, as sums of integers, so that the result does not
+depend on blocks or workers. Polygons that the evidence contradicts become candidates, with a reason.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import shapely
 
 from geolabel import terrain
 from geolabel.engine.tasks import Bound, Pass
-from geolabel.errors import SceneError, TileError
-from geolabel.extraction import before
+from geolabel.errors import TileError
+from geolabel.extraction import before, heights
 from geolabel.extraction.before import Before
+from geolabel.extraction.heights import Heights
 from geolabel.extraction.plan import Plan, Run
 from geolabel.extraction.supplements import Supplements
 from geolabel.extraction.vectorize import Objects
 from geolabel.extraction.work import Work
 from geolabel.io.columns import CHANGE, MASKED, SEEN, TERRAIN
-from geolabel.io.read.aligned import AlignedReader, overlaps, source_pixels
 from geolabel.io.read.features import read_exclusions
 from geolabel.io.read.fingerprints import check_apart, fingerprint
 from geolabel.io.read.scenes import SceneReader
@@ -35,58 +35,31 @@ from geolabel.parts import Recipe
 from geolabel.polygons import covered_areas
 from geolabel.spans import Spans, largest, pixel_sums, total
 from geolabel.tiles import BlockGrid, Window
-from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, UInt8Array
+from geolabel.types import AnyArray, BoolArray, Int32Array, Int64Array, UInt8Array
 
 log = logging.getLogger(__name__)
 
 TILE_PX = 512
-"""Side of the tiles that polygons are measured on: a bound on memory."""
-
-MAX_STEP_PX = 512
-"""Maximum number of pixels between the heights that slopes are taken of: a bound on memory. A coarser height model is
-linear over more of them."""
+"""Side in pixels of the tiles for measurements, to bound memory."""
 
 SHARE = 0.5
-"""Of a polygon, from which on excluded ground it is excluded, and from which its heights have to be known."""
+"""Minimum share of a polygon on excluded ground to exclude it, and with known heights to measure it."""
 
 STRIP = 1 / 3
-"""Minimum share of an outline along a mask of a polygon that the mask cuts: what is left is a strip at its edge."""
+"""Minimum share of an outline along a mask for a polygon to count as cut by it: the rest is a strip along the mask."""
 
 OTHER_GROUND, CUT, BEFORE, SLOPE, EXCLUDED, CONFIDENCE = "ground", "masked", "before", "slope", "excluded", "confidence"
 """Reasons of candidates: cut out by evidence, cut by a mask, bare before the event, gentler than the minimum slope, on
-excluded ground, less sure than the minimum confidence. Of several the last of the first five holds."""
+excluded ground, below the minimum confidence. Of several, the last of the first five is given."""
 
 BARE_BEFORE, UNCHANGED = 0.6, 1.5
 """Minimum activation before the event, and maximum change, of a polygon that was bare before. Chosen on synthetic
-pairs; docs/experiments.md has what they reject on others. A landslide that is active again has changed more."""
-
-HEIGHT_UNITS = {"": 1.0, "ft": 0.3048, "foot": 0.3048, "feet": 0.3048, "us survey foot": 1200 / 3937} | dict.fromkeys(
-    ("m", "metre", "metres", "meter", "meters"), 1.0
-)
-"""Metres in the units that a height model may name."""
-
-
-@dataclass(frozen=True)
-class Heights:
-    """A height model on a working grid."""
-
-    reader: AlignedReader
-    step: int
-    """Pixels of the working grid in a cell of the model."""
-    scale: float
-    offset: float
-    """Metres of a stored value v: ``v * scale + offset``."""
-
-    def read(self, window: Window, plan: Plan) -> tuple[Float64Array, BoolArray]:
-        """Metres, and where they are known; raises as `AlignedReader.read`."""
-        values, valid = self.reader.read(window, plan.grid)
-        metres = values[0] * self.scale + self.offset
-        return metres, valid & (metres > terrain.LOWEST_M) & (metres < terrain.HIGHEST_M)
+pairs; docs/experiments.md says what they reject on others. A reactivated landslide has changed more."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known beside the scene on one working grid."""
+    """Supplementary data on one working grid."""
 
     heights: Heights | None = None
     before: Before | None = None
@@ -100,7 +73,7 @@ class Evidence:
     """Plain values for provenance."""
     event_after: str | None = None
     event_before: str | None = None
-    """ISO 8601 dates that the event was between, instead of those of the images."""
+    """ISO 8601 dates of the interval with the event, instead of those of the images."""
 
     @property
     def readers(self) -> list[SceneReader]:
@@ -114,13 +87,12 @@ NO_EVIDENCE = Evidence()
 
 
 def open_evidence(supplements: Supplements, plans: Sequence[Plan]) -> list[Evidence]:
-    """What is known on the grid of each plan.
+    """Open supplementary data on the grid of each plan.
 
     Raises
     ------
     SceneError
-        If heights cannot be opened, are not heights alone, or miss all grids; or the scene before does, see
-        `geolabel.extraction.before.open_before`.
+        See `geolabel.extraction.heights.open_heights` and `geolabel.extraction.before.open_before`.
     VectorError
         If the polygons cannot be read.
     """
@@ -130,7 +102,9 @@ def open_evidence(supplements: Supplements, plans: Sequence[Plan]) -> list[Evide
     ]
     if supplements.exclude is not None and not any(map(len, areas)):
         log.warning("%s has no polygon on the scenes: nothing is excluded", supplements.exclude)
-    heights = [None] * len(plans) if supplements.dem is None else _open_heights(supplements.dem, plans)
+    models: list[Heights | None] = [None] * len(plans)
+    if supplements.dem is not None:
+        models = heights.open_heights(supplements.dem, plans)
     scenes: list[Before | None] = [None] * len(plans)
     if supplements.befores:
         masks, register = supplements.before_masks, supplements.register
@@ -147,45 +121,23 @@ def open_evidence(supplements: Supplements, plans: Sequence[Plan]) -> list[Evide
             supplements.event_after,
             supplements.event_before,
         )
-        for model, scene, area in zip(heights, scenes, areas, strict=True)
+        for model, scene, area in zip(models, scenes, areas, strict=True)
     ]
 
 
 def check_evidence(evidence: Sequence[Evidence], outputs: Sequence[Path]) -> dict[str, Any]:
-    """What the records of a run depend on beside the scenes, as plain values.
+    """Plain values for the run key: what the records of a run depend on besides the scenes.
 
     Raises
     ------
     OutputError
-        If an output is a file that the evidence is read from.
+        If an output is one of the files read here.
     """
     readers = [reader for known in evidence for reader in known.readers]
     for reader in readers:
         check_apart(outputs, reader)
     marks = [known.before.marks for known in evidence if known.before is not None]
     return {"evidence": [*map(fingerprint, readers), *marks]} if readers else {}
-
-
-def _open_heights(path: str | Path, plans: Sequence[Plan]) -> list[Heights | None]:
-    reader = SceneReader(path, gsd=plans[0].grid.unit_m)
-    header, aligned = reader.header, AlignedReader(reader, bands=1)
-    if reader.scene.band_count != 1:
-        raise SceneError(f"--dem {header.name} has {header.count} bands: give a raster of heights alone")
-    unit = (header.units[0] or "").strip().lower() if header.units else ""
-    if unit not in HEIGHT_UNITS:
-        raise SceneError(f"--dem {header.name} holds values in {unit}: give heights in metres or feet")
-    factor, offset = header.scaling[0] if header.scaling else (1.0, 0.0)
-    metres = HEIGHT_UNITS[unit]
-    shares = overlaps(aligned, [plan.grid for plan in plans], "--dem")
-    return [
-        Heights(aligned, _step(plan, reader), factor * metres, offset * metres) if share else None
-        for plan, share in zip(plans, shares, strict=True)
-    ]
-
-
-def _step(plan: Plan, reader: SceneReader) -> int:
-    wide = source_pixels(plan.grid, reader.scene.grid)
-    return max(1, min(MAX_STEP_PX, round(1 / wide)))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -196,39 +148,29 @@ class LayerSums:
     """Exact sums and maxima of layers of integers over the pixels of K objects, or of those in one tile."""
 
     labels: Int32Array
-    """(K,) the objects."""
+    """(K,) numbers of the objects."""
     totals: Int64Array
     """(L, K)"""
     maxima: Int64Array
     """(L, K)"""
     failures: tuple[str, ...] = ()
-    """What could not be read."""
+    """Failed reads."""
 
-
-TERRAIN_LAYERS = ("known", "slope", "east", "north", "high", "low")
-"""Where heights are known, slope in 1/100 of a degree, the direction down the slope in 1/10,000 of the unit vector, and
-heights in centimetres, counted up from the lowest and down from the highest that there may be; 0 where unknown."""
-
-ANGLE, UNIT, CM, MICRO, MAX_BENT = 100, 10_000, 100, 1_000_000, 2_000_000_000
-
-HEAD = 0.2
-"""Of the relief of an object: what is higher is its head."""
 
 Job = tuple[Window, Window, Spans, Int32Array]
-"""A tile, the window in it that holds pixels of objects, their spans, and the object of each."""
-
+"""A tile, the window in it with pixels of objects, their spans, and the object of each span."""
 
 GROUND = "ground"
-"""Kind of the records of what the evidence head saw in the core of a tile of the localizer, by the tile's number."""
+"""Kind of the records with outputs of the evidence head in the core of a localizer tile, by tile number."""
 
 LEVELS = 254
-"""Steps of a probability p in these records: ``1 + round(p * LEVELS)``; 0 is not known."""
+"""Quantisation of a probability p in these records: ``1 + round(p * LEVELS)``; 0 is unknown."""
 
 
 def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, AnyArray]:
-    """Columns of `geolabel.io.columns` that follow from evidence and masks, of objects; NaN where nothing is known.
+    """Columns of `geolabel.io.columns` from evidence and masks, for objects; NaN if unknown.
 
-    Also ``event_after`` and ``activity``, None where they are not known.
+    Also ``event_after`` and ``activity``, None if unknown.
     """
     plan = work.run.plan
     names = (*TERRAIN, *CHANGE, *SEEN, *MASKED)
@@ -242,15 +184,15 @@ def measure(work: Work, objects: Objects, evidence: Evidence) -> dict[str, AnyAr
     if evidence.heights is not None:
         tiles = list(BlockGrid(plan.grid.height, plan.grid.width, TILE_PX))
         step = _MEASURE.bind(plan, evidence.heights)
-        sums, most = _summed(work, objects, step, _shares(tiles, tiles, objects), TERRAIN_LAYERS)
-        columns |= _terrain_columns(sums, most, objects.areas)
+        sums, most = _summed(work, objects, step, _shares(tiles, tiles, objects), heights.TERRAIN_LAYERS)
+        columns |= heights.terrain_columns(sums, most, sums["known"] >= SHARE * np.maximum(objects.areas, 1))
         falls = terrain.fall_lengths(objects.spans, objects.labels, columns["aspect_deg"], plan.grid)
         ratio = columns["relief_m"] / np.where(falls > 0, falls, np.nan)
         columns["h_over_l"] = np.round(ratio, 6)
         heads = _HEAD.bind(plan, evidence.heights)
-        tops = _with_floors(_shares(tiles, tiles, objects), _head_floors(most))
+        tops = _with_floors(_shares(tiles, tiles, objects), heights.head_floors(most))
         sums, _ = _summed(work, objects, heads, tops, ("head", "curvature"))
-        bent = sums["curvature"] / (np.maximum(sums["head"], 1) * MICRO)
+        bent = sums["curvature"] / (np.maximum(sums["head"], 1) * heights.MICRO)
         columns["upslope_curvature"] = np.where(np.isnan(columns["relief_m"]), np.nan, np.round(bent, 6))
     cores = [plan.localize_tiles.core(index) for index in range(len(plan.localize_tiles))]
     if objects.ground is not None:
@@ -295,35 +237,13 @@ def _summed(
     return sums, {name: largest(values, labels, objects.count) for name, values in zip(layers, maxima, strict=True)}
 
 
-def _terrain_columns(
-    sums: Mapping[str, Int64Array], most: Mapping[str, Int64Array], areas: Int64Array
-) -> dict[str, Float64Array]:
-    known = sums["known"] >= SHARE * np.maximum(areas, 1)
-    count = np.maximum(sums["known"], 1)
-    highest = (most["high"] - 1) / CM + terrain.LOWEST_M
-    lowest = terrain.HIGHEST_M - (most["low"] - 1) / CM
-    columns = {
-        "slope_mean_deg": sums["slope"] / (count * ANGLE),
-        "slope_max_deg": most["slope"] / ANGLE,
-        "relief_m": highest - lowest,
-        "aspect_deg": terrain.aspect(sums["east"].astype(float), sums["north"].astype(float)),
-    }
-    return {name: np.where(known, np.round(values, 6), np.nan) for name, values in columns.items()}
-
-
-def _head_floors(most: Mapping[str, Int64Array]) -> Int64Array:
-    """(K,) lowest ground of the head of each object, in centimetres as in the layer ``high``."""
-    lowest = round((terrain.HIGHEST_M - terrain.LOWEST_M) * CM) + 2 - most["low"]
-    return np.asarray(np.ceil(most["high"] - HEAD * (most["high"] - lowest)), np.int64)
-
-
 def _with_floors(jobs: Iterable[Job], floors: Int64Array) -> Iterator[tuple[Job, Int64Array]]:
     for job in jobs:
         yield job, floors[job[3]]
 
 
 def _shares(tiles: Sequence[Window], cores: Sequence[Window], objects: Objects) -> Iterator[Job]:
-    """Yield what the core of each tile holds of the objects, where it holds anything; cores do not overlap."""
+    """Yield the part of each tile's core that belongs to objects, if any; cores do not overlap."""
     for tile, core in zip(tiles, cores, strict=True):
         spans, index = objects.spans.clip(core)
         window = spans.hull
@@ -331,23 +251,15 @@ def _shares(tiles: Sequence[Window], cores: Sequence[Window], objects: Objects) 
             yield tile, window, spans, objects.labels[index]
 
 
-def _measure_tile(plan: Plan, heights: Heights, job: Job) -> LayerSums:
-    return _sums_of(plan, job, partial(_terrain_under, plan, heights, job[1]), len(TERRAIN_LAYERS))
+def _measure_tile(plan: Plan, model: Heights, job: Job) -> LayerSums:
+    return _sums_of(plan, job, partial(heights.terrain_layers, plan, model, job[1]), len(heights.TERRAIN_LAYERS))
 
 
-def _head_tile(plan: Plan, heights: Heights, given: tuple[Job, Int64Array]) -> LayerSums:
-    """How many pixels are in the heads of objects, and their curvature in `MICRO`; floors are of each span."""
+def _head_tile(plan: Plan, model: Heights, given: tuple[Job, Int64Array]) -> LayerSums:
+    """Number of pixels in the heads of objects, and their curvature; there is a floor for each span."""
     job, floors = given
     window, spans = job[1], job[2]
-
-    def layers() -> Int32Array:
-        found, here = _derived(plan, heights, window)
-        high = np.where(found.known, np.rint((here - terrain.LOWEST_M) * CM) + 1, 0)
-        head = found.known & (high >= spans.paint(window, floors))
-        bent = np.clip(np.rint(found.curvature * MICRO), -MAX_BENT, MAX_BENT)
-        return np.stack([head.astype(np.int32), (head * bent).astype(np.int32)])
-
-    return _sums_of(plan, job, layers, 2)
+    return _sums_of(plan, job, lambda: heights.head_layers(plan, model, window, spans.paint(window, floors)), 2)
 
 
 def _compare_tile(run: Run, scene: Before, job: Job) -> LayerSums:
@@ -363,7 +275,7 @@ def _weigh_tile(run: Run, job: Job) -> LayerSums:
 
 
 def _ground(run: Run, job: Job, name: str) -> UInt8Array | None:
-    """(H, W) what the evidence head saw in the window of a job; None if it did not look at the tile."""
+    """(H, W) output of the evidence head in the window of a job; None if it did not process the tile."""
     tile, window, tiles = job[0], job[1], run.plan.localize_tiles
     index = tiles.number(tile)
     if not run.store.has(GROUND, index):
@@ -389,7 +301,7 @@ def _cuts(plan: Plan, window: Window) -> Int32Array:
 
 
 def _edges(objects: Objects) -> Int64Array:
-    """(K,) edges of pixels between each object and what is around it."""
+    """(K,) pixel edges between each object and its surroundings."""
     spans, labels = objects.spans, objects.labels
     upper, lower = spans.touching(4)
     own = labels[upper] == labels[lower]
@@ -400,7 +312,7 @@ def _edges(objects: Objects) -> Int64Array:
 
 
 def _sums_of(plan: Plan, job: Job, read: Callable[[], Int32Array], count: int) -> LayerSums:
-    """Sum the layers (L, H, W) of a window; they count as 0 where they cannot be read and that ends no run."""
+    """Sum the layers (L, H, W) of a window; unreadable ones count as 0, unless that ends the run."""
     _, window, spans, labels = job
     present, local = np.unique(labels, return_inverse=True)
     failures: tuple[str, ...] = ()
@@ -432,44 +344,20 @@ _SHOW = Pass("show", _show_tile, LayerSums, _where_tile)
 _COMPARE = Pass("compare", _compare_tile, LayerSums, _where_tile)
 
 
-def _terrain_under(plan: Plan, heights: Heights, window: Window) -> Int32Array:
-    """(L, H, W) the layers `TERRAIN_LAYERS` of a window."""
-    found, here = _derived(plan, heights, window)
-    layers = (
-        found.known,
-        np.rint(found.slope * ANGLE),
-        np.rint(found.east * UNIT),
-        np.rint(found.north * UNIT),
-        np.where(found.known, np.rint((here - terrain.LOWEST_M) * CM) + 1, 0),
-        np.where(found.known, np.rint((terrain.HIGHEST_M - here) * CM) + 1, 0),
-    )
-    return np.stack([layer.astype(np.int32) for layer in layers])
-
-
-def _derived(plan: Plan, heights: Heights, window: Window) -> tuple[terrain.Terrain, Float64Array]:
-    """What follows from the heights of a window, and the heights (H, W), 0 where not all around are known."""
-    step = heights.step
-    around = Window(window.row - step, window.col - step, window.height + 2 * step, window.width + 2 * step)
-    metres, known = heights.read(around, plan)
-    sizes = terrain.pixel_sizes(plan.grid, range(window.row, window.bottom))
-    found = terrain.derive(metres, known, sizes, plan.grid, step)
-    return found, np.where(found.known, metres[step:-step, step:-step], 0.0)
-
-
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
 def reasons(
     polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray, ground: BoolArray | None = None
 ) -> AnyArray:
-    """(K,) why polygons are no landslides; None where the evidence does not speak against one.
+    """(K,) why polygons are not landslides; None if the evidence does not contradict.
 
     Parameters
     ----------
     polygons
         In the CRS of the grid, with the columns of `measure`.
     asked : (K,)
-        Which answer a prompt that a person drew: these are not judged.
+        Which answer a prompt drawn by a person: these are not judged.
     ground : (K,)
         Which were cut out of others, see `geolabel.extraction.cutting`.
     """
@@ -492,7 +380,7 @@ def reasons(
 
 
 def _excluded(outlines: AnyArray, areas: AnyArray) -> BoolArray:
-    """(K,) which outlines are to `SHARE` on excluded ground."""
+    """(K,) outlines with at least `SHARE` of their area on excluded ground."""
     one, other = shapely.STRtree(areas).query(outlines, predicate="intersects")
     shared = shapely.intersection(outlines[one], areas[other])
     inside: BoolArray = covered_areas(shared, one, len(outlines)) >= SHARE * shapely.area(outlines)
