@@ -16,7 +16,7 @@ from geolabel.cli.predict import predict
 from geolabel.cli.segment import segment
 from geolabel.cli.settings import owners_of, setting_option
 from geolabel.errors import OptionError
-from geolabel.methods import METHODS, Use, alps, cism, diffuprompter, s2c
+from geolabel.methods import METHODS, Use, alps, cism, diffuprompter, s2c, sam3
 from geolabel.models import diffusion_files
 from geolabel.settings import Setting, check_limits, option_name, settings_of
 from geolabel.settings.methods import ApsamChips, DiffuprompterChips, DiffuprompterScenes, GridSettings
@@ -153,6 +153,8 @@ def test_flags_repeated_options_and_zero_are_what_they_are_in_the_record() -> No
         (lambda: alps.Scenes(clusters="c.json", min_quality=1.5), r"^min quality 1\.5: it must be between 0 and 1$"),
         (lambda: diffuprompter.Scenes(activation_threshold=256), "threshold 256: it must be between 0 and 255$"),
         (lambda: check_limits(Example(gate=3)), "^gate 3: it must be between 0 and 1$"),
+        (lambda: diffuprompter.Settings(threshold=1.0), r"^threshold 1\.0: it must be between 0 and 1$"),
+        (lambda: sam3.Settings(threshold=0.0), r"^threshold 0\.0: it must be between 0 and 1$"),
     ],
 )
 def test_records_hold_their_numbers_to_their_limits(make: Any, message: str) -> None:

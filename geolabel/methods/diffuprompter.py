@@ -55,6 +55,7 @@ from geolabel.parts import (
     label_image,
 )
 from geolabel.prompters import ContourPrompter
+from geolabel.settings import check_limits
 from geolabel.settings.methods import DiffuprompterChips, DiffuprompterScenes, Sam3Chips
 from geolabel.types import UInt8Array
 
@@ -70,8 +71,7 @@ class Settings(DiffuprompterChips):
     """
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise OptionError(f"threshold {self.threshold}: it must be between 0 and 1")
+        check_limits(self)
         assert self.grounding
 
     @property

@@ -27,6 +27,7 @@ from geolabel.masks import Selection
 from geolabel.methods.diffuprompter import NO_SEGMENTER, OF_SEGMENTER, LabelAsked, label_asked
 from geolabel.models import loading
 from geolabel.parts import ConceptRecipe, NoSegmenterRecipe, Recipe, SegmenterRecipe
+from geolabel.settings import check_limits
 from geolabel.settings.methods import Sam3Chips, Sam3Scenes
 from geolabel.tiles import Window
 from geolabel.types import UInt8Array
@@ -43,8 +44,7 @@ class Settings(Sam3Chips):
     """
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise OptionError(f"threshold {self.threshold}: it must be between 0 and 1")
+        check_limits(self)
         assert self.asked
 
     @property

@@ -64,7 +64,7 @@ def option_name(record: type, name: str) -> str:
 
 
 def check_limits(record: Any) -> None:
-    """Check the numbers of a record against their ``low`` and ``high``, if both are set.
+    """Check the numbers of a record against their ``low`` and ``high``, or ``above`` and ``below``, if both are set.
 
     Raises
     ------
@@ -72,6 +72,9 @@ def check_limits(record: Any) -> None:
         If a number is out of range, or not a number; the message names the field, the number and the limits.
     """
     for name, one in settings_of(type(record)).items():
-        value = getattr(record, name)
-        if value is not None and one.low is not None and one.high is not None and not one.low <= value <= one.high:
-            raise OptionError(f"{name.replace('_', ' ')} {value}: it must be between {one.low:g} and {one.high:g}")
+        value, inclusive = getattr(record, name), one.low is not None
+        low, high = (one.low, one.high) if inclusive else (one.above, one.below)
+        if value is None or low is None or high is None:
+            continue
+        if not (low <= value <= high if inclusive else low < value < high):
+            raise OptionError(f"{name.replace('_', ' ')} {value}: it must be between {low:g} and {high:g}")
