@@ -8,8 +8,7 @@ Its equations and where they are:
 * the last step, optional dense CRF, and pixels to classes: `geolabel.models.refinement`,
   `geolabel.labelers.ThresholdLabeler`
 
-With one class, the secondary classification has no effect and all images are in one group; common and non-common
-semantics still compare images. The method is meant for several classes.
+With one class, the training adds a second one, the ground around it; see `geolabel.training.cism.OTHER`.
 """
 
 from __future__ import annotations
