@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -94,3 +95,12 @@ def test_the_walk_names_the_functions_that_are_there() -> None:
     assert len(steps) > 8
     for file, name in steps:
         assert f"def {name.split('.')[-1]}(" in (ROOT / file).read_text(encoding="utf-8"), (file, name)
+
+
+def test_the_page_of_methods_names_functions_that_exist() -> None:
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    modules = "|".join(path.stem for path in (ROOT / "geolabel").iterdir() if path.name[0] not in "._")
+    names = re.findall(rf"`((?:{modules})(?:\.\w+)+)", text)
+    assert len(names) > 50
+    for name in names:
+        resolve_name(f"geolabel.{name}")
