@@ -143,6 +143,8 @@ def test_tables_that_cannot_be_meant_are_refused(places: Path) -> None:
         extract(table(places, "scene,before\nafter0.tif,before0.tif\nafter0.tif,a,b.tif\n"))
     with pytest.raises(SceneError, match="line 3: 0 scenes; give one per row"):
         extract(table(places, "scene,before\nafter0.tif,\n,before0.tif\n"))
+    with pytest.raises(OptionError, match=r"after0.tif is the scene itself, where nothing changes"):
+        extract(table(places, "scene,before\nafter0.tif,before0.tif | after0.tif\n"))
     with pytest.raises(SceneError, match=r"--before .*before1.tif misses the scene"):
         extract(table(places, "scene,before\nafter0.tif,before1.tif\n"))
     with pytest.raises(OptionError, match=r"the table names .*before0.tif; give one of the two"):

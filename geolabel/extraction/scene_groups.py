@@ -29,6 +29,7 @@ from geolabel.io.read.scenes import SceneReader
 from geolabel.io.read.tile_urls import CRS as MAP_TILES_CRS
 from geolabel.io.read.tile_urls import is_map_tiles
 from geolabel.models import measured_accuracy
+from geolabel.outputs import same_file
 from geolabel.parts import Recipe
 from geolabel.radiometry import Stretch
 from geolabel.scene import Grid, Scene, span
@@ -171,19 +172,23 @@ def _beside(group: Sequence[_Opened], supplements: Supplements | None) -> Supple
     Raises
     ------
     OptionError
-        If these images are not used by the command, or others are given too.
+        If these images are not used by the command, others are given too, or one is the scene itself.
     """
-    given = group[0].given
-    if not given.before:
-        return supplements or NO_SUPPLEMENTS
-    if supplements is None:
+    given, found = group[0].given, supplements or NO_SUPPLEMENTS
+    if given.before and supplements is None:
         raise OptionError(
             f"{given.before[0]} is an image from before {group[0].scene.name}, but only extract compares them: "
             "remove the column before from the table"
         )
-    if supplements.befores:
-        raise OptionError(f"--before {supplements.befores[0]}: the table names {given.before[0]}; give one of the two")
-    return replace(supplements, before=given.before, before_mask=given.before_mask)
+    if given.before and found.befores:
+        raise OptionError(f"--before {found.befores[0]}: the table names {given.before[0]}; give one of the two")
+    if given.before:
+        found = replace(found, before=given.before, before_mask=given.before_mask)
+    scenes = [one.given.source for one in group if isinstance(one.given.source, str)]
+    for path in found.befores:
+        if any(same_file(Path(path), scene) for scene in scenes):
+            raise OptionError(f"--before {path} is the scene itself, where nothing changes: give an earlier image")
+    return found
 
 
 def _for_workers(parameters: Parameters) -> Parameters:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
-import pyogrio
 import pyproj
+from pyogrio.errors import FeatureError
+from shapely.errors import ShapelyError
 
 from geolabel.errors import OutputError
 from geolabel.io.columns import (
@@ -105,7 +106,7 @@ def write_vectors(path: str | Path, file: VectorFile, *, overwrite: bool = False
             WRITERS[path.suffix.lower()](part, file if whole else _without_binary(path, file))
             if whole and carried.keeps(path):
                 keep_styles(path, part)
-        except (OSError, RuntimeError, sqlite3.Error, pyogrio.errors.FeatureError) as error:
+        except (OSError, RuntimeError, sqlite3.Error, FeatureError, ShapelyError) as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
         check_work(path, carried)  # last: a person who reviews during the run loses nothing
 
