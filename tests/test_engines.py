@@ -6,8 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,10 +34,10 @@ from geolabel.methods import apsam
 from geolabel.methods.diffuprompter import Scenes
 from geolabel.models import loading, registry
 from geolabel.models.checkpoint import load_localizer, load_own, read_info, save_checkpoint
-from geolabel.models.engines import Engine, as_tokens, every_graph_file, graph_files
+from geolabel.models.engines import PROMPTS_CPU, Engine, as_tokens, every_graph_file, graph_files
 from geolabel.models.multiscale import MapModule, MultiscaleLocalizer
 from geolabel.models.nets import build
-from geolabel.models.on_onnx import KEY, OnnxMaps, OnnxSam, facts_of
+from geolabel.models.on_onnx import KEY, OnnxEverything, OnnxMaps, OnnxSam, facts_of
 from geolabel.models.on_torch import TorchMaps, TorchSam
 from geolabel.parts import Recipe
 from geolabel.prompters import GridPrompter
@@ -186,6 +187,41 @@ def test_everything_mode_on_an_engine_has_the_graphs_of_this_mode() -> None:
     files = graph_files(FILES["segmenter"], "everything")
     assert (everything.engine, everything.graphs) == ("onnx", tuple(map(sha256, files)))
     assert loading.everything(replace(segmenter, engine="torch"), Filters()).graphs == ()
+
+
+@dataclass
+class Together:
+    """The graph of tokens of an earlier version: of any number of prompts, whose cells are one array."""
+
+    graph: Any
+    batch: int | None = None
+
+    def __call__(self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+        """Answers of K prompts."""
+        rows = np.arange(self.graph.batch).clip(max=len(coords) - 1)
+        *cells, weights, quality = self.graph(embedding=embedding, coords=coords[rows], labels=labels[rows])
+        return [np.stack(cells)[: len(coords)], weights[: len(coords)], quality[: len(coords)]]
+
+
+def test_any_number_of_prompts_shares_calls_and_graphs_of_an_earlier_version_run(image: np.ndarray) -> None:
+    network, (points, _) = OnnxEverything(FILES["segmenter"]), prompts_of(21, 300)["point"]
+    tokens = network._decoders[0]
+    assert tokens.batch == PROMPTS_CPU
+    (seen,) = network.encode([image[:300, :300]])
+    every = network.decode_likely(seen, points, None, 0.1, (300, 300))
+    assert len(every[2]) > 21
+    parts = []
+    for rows in (slice(0, 5), slice(5, 8), slice(8, 21)):
+        some = points[0][rows], points[1][rows]
+        *found, prompts, candidates = network.decode_likely(seen, some, None, 0.1, (300, 300))
+        parts.append((*found, prompts + rows.start, candidates))
+    network._decoders[0] = Together(tokens)  # type: ignore[call-overload]
+    some = points[0][:8], points[1][:8]
+    parts.append(network.decode_likely(seen, some, None, 0.1, (300, 300)))
+    *apart, before = parts
+    for whole, *of_parts, earlier in zip(every, *apart, before, strict=True):
+        assert np.array_equal(whole, np.concatenate(of_parts))
+        assert np.array_equal(whole[: len(earlier)], earlier)
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------

@@ -60,3 +60,15 @@ def test_masks_that_are_full_empty_or_no_numbers_are_judged() -> None:
     assert found.stability.tolist() == [1, 0, 0]
     assert found.boxes[:, 2].tolist() == [11, -1, -1]
     assert judge(logits[:0], 4, (16, 12), 1.0).boxes.shape == (0, 4)
+
+
+def test_masks_that_are_not_stable_enough_have_no_box() -> None:
+    logits = smooth(12, 16, seed=4)
+    every = judge(logits, 4, (64, 64), 0.7)
+    limit = float(np.median(every.stability))
+    some = judge(logits, 4, (64, 64), 0.7, limit)
+    asked = every.stability >= limit
+    assert 0 < asked.sum() < 12
+    np.testing.assert_array_equal(some.stability, every.stability)
+    np.testing.assert_array_equal(some.boxes[asked], every.boxes[asked])
+    assert (some.boxes[~asked] == [0, 0, -1, 0]).all()

@@ -26,6 +26,10 @@ GRAPHS = {
 }
 """Suffixes of graph files by kind of network; ``everything`` is that mode of a segmenter."""
 
+PROMPTS_CPU = 8
+"""Prompts of everything mode per call of a decoder on a CPU: the cells of more do not stay near to a processor. The
+graph of such a decoder takes that many."""
+
 Points = tuple[AnyArray, Int32Array]
 """Coordinates (K, N, 2) in pixels of the frame, and labels (K, N)."""
 

@@ -21,7 +21,7 @@ from geolabel.labelers import gate
 from geolabel.labels import smallest_wins
 from geolabel.masks import ClassedMasks, FeaturedMasks, Filters, Masks, quantise_logits
 from geolabel.models import low_res as low_res_masks
-from geolabel.models.engines import Points, PromptedNetwork, SelectiveNetwork
+from geolabel.models.engines import PROMPTS_CPU, Points, PromptedNetwork, SelectiveNetwork
 from geolabel.models.sam import answer, corner_pixels, enlarged
 from geolabel.mosaic import NO_MASK
 from geolabel.parts import Segmenter
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
     from geolabel.models.on_device import Packed
 
-PROMPTS_CPU, PROMPTS_GPU = 8, 64
-"""Prompts per call of the decoder. 8 fit a processor's caches better than segment-anything's 64; a GPU takes more at
-once."""
+PROMPTS_GPU = 64
+"""Prompts per call of the decoder on a GPU, as in segment-anything."""
 
 
 @dataclass(frozen=True)
@@ -186,11 +185,12 @@ class EverythingSegmenter:
         return np.asarray((judged[:, 0] >= self._filters.stability) & (judged[:, 3] >= 0))
 
     def _judge(self, low_res: Any, size: tuple[int, int]) -> Any:
-        # (M, 5) stability and box of masks, x0, y0, x1, y1; an empty mask has a box that ends before it starts. On a
-        # device (M, 9), with the box of non-zero scores, if scores are needed.
+        # (M, 5) stability and box of masks, x0, y0, x1, y1; an empty mask, or one that is not stable enough, has a box
+        # that ends before it starts. On a device (M, 9), with the box of non-zero scores, if scores are needed, and
+        # boxes of all masks.
         if isinstance(low_res, np.ndarray):
             step = self._network.window // low_res.shape[-1]
-            judged = low_res_masks.judge(low_res, step, size, self._filters.offset)
+            judged = low_res_masks.judge(low_res, step, size, self._filters.offset, self._filters.stability)
             return np.concatenate([judged.stability[:, None], judged.boxes.astype(np.float32)], axis=1)
         from geolabel.models import on_device
 

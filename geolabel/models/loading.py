@@ -367,7 +367,8 @@ def _segmenter(recipe: SegmenterRecipe, path: Path) -> Segmenter:
 
         size = {"prompts_per_batch": PROMPTS_OF_FOLDERS} if path.is_dir() and recipe.device == "cpu" else {}
         return SamSegmenter(network, gsd_range=gsd_range, selection=recipe.selection, **size)
-    from geolabel.models.everything import PROMPTS_CPU, PROMPTS_GPU, EverythingSegmenter
+    from geolabel.models.engines import PROMPTS_CPU
+    from geolabel.models.everything import PROMPTS_GPU, EverythingSegmenter
 
     everything = EverythingSegmenter(
         network,

@@ -23,10 +23,11 @@ class Judged:
     stability: Float32Array
     """(K,) see `geolabel.masks.stability_score`."""
     boxes: Int64Array
-    """(K, 4) first and last column and row of the pixels inside, as x0, y0, x1, y1; x1 is -1 if there are none."""
+    """(K, 4) first and last column and row of the pixels inside, as x0, y0, x1, y1; x1 is -1 if there are none, or if
+    the box was not asked for."""
 
 
-def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float) -> Judged:
+def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float, min_stability: float = 0.0) -> Judged:
     """Compute stability and boxes of masks from their coarse logits.
 
     Parameters
@@ -38,6 +39,8 @@ def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float)
         Height and width of the image, up to ``h * step`` and ``w * step``; its first pixel is in the first cell.
     offset
         Offset of the stability, in logits.
+    min_stability
+        Minimum stability of masks whose boxes are computed.
     """
     cells = np.pad(logits, ((0, 0), (1, 1), (1, 1)), mode="edge")  # as in bilinear interpolation
     places = _Places.of(step, size, (logits.shape[1] + 2, logits.shape[2] + 2))
@@ -45,7 +48,10 @@ def judge(logits: Float32Array, step: int, size: tuple[int, int], offset: float)
     cells, places = cells[:, near[0], near[1]], places.part(*near)
     inner, outer = (_count(cells, cut, places) for cut in (offset, -offset))
     stability = (inner / np.maximum(outer, 1)).astype(np.float32)
-    return Judged(stability, _boxes(cells, places))
+    boxes = np.tile(np.array([[0, 0, -1, 0]], np.int64), (len(cells), 1))
+    asked = np.flatnonzero(stability >= min_stability)
+    boxes[asked] = _boxes(cells[asked], places)
+    return Judged(stability, boxes)
 
 
 def _near(cells: Float32Array, cut: float) -> tuple[slice, slice]:

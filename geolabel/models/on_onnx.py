@@ -119,6 +119,8 @@ class _Graph:
             )
         except Exception as error:  # ONNX Runtime raises plain exceptions
             raise WeightsError(f"{path} is not a graph that ONNX Runtime can run ({error}): {AGAIN}") from error
+        self.batch = next((axis for axis in self._session.get_inputs()[-1].shape[:1] if isinstance(axis, int)), None)
+        """Rows of its last input, if their number is fixed."""
         outputs = self._session.get_outputs()
         self._outputs = [output.name for output in outputs]
         self.last = outputs[0].shape[-1]
@@ -249,7 +251,7 @@ class OnnxEverything(OnnxSam):
         """Candidates of K prompts of one kind; see `engines.PromptedNetwork`."""
         cells, weights, quality = self._answers(embedding, points, boxes)
         kept = slice(0, 1) if single else slice(1, None)
-        masks = self._masks(cells, weights[:, kept])
+        masks = self._masks(np.stack(cells), weights[:, kept])
         low_res = np.empty((*masks.shape[:2], 4 * self.cells, 4 * self.cells), np.float32)
         _unfold(masks.reshape(-1, *masks.shape[2:]), low_res.reshape(-1, *low_res.shape[2:]))
         return low_res, quality[:, kept]
@@ -270,16 +272,30 @@ class OnnxEverything(OnnxSam):
         if len(prompts):
             some, of_some = np.unique(prompts, return_inverse=True)
             rows, cols = cells_within(size, self.window, self.cells)
-            within = cells.reshape(len(cells), self.cells, self.cells, self.width)[some, :rows, :cols]
+            frame = self.cells, self.cells, self.width
+            within = np.stack([cells[prompt].reshape(frame)[:rows, :cols] for prompt in some.tolist()])
             masks = self._masks(within.reshape(len(some), rows * cols, self.width), weights[some, 1:])[
                 of_some, candidates
             ]
             _unfold(masks, low_res[:, : 4 * rows, : 4 * cols])
         return low_res, quality[prompts, candidates], prompts, candidates
 
-    def _answers(self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None) -> list[Float32Array]:
+    def _answers(
+        self, embedding: Float32Array, points: Points | None, boxes: AnyArray | None
+    ) -> tuple[list[Float32Array], Float32Array, Float32Array]:
+        # Cells (h w, D) of each prompt, weights (K, 4, D / 8) and quality (K, 4). The last call is filled up.
         coords, labels = as_tokens(points, boxes)
-        return self._decoders[0](embedding=embedding[None], coords=coords, labels=labels)
+        count, tokens = len(coords), self._decoders[0]
+        size = tokens.batch or count
+        every: list[Float32Array] = []
+        parts = []
+        for first in range(0, count, size):
+            rows = np.arange(first, first + size).clip(max=count - 1)
+            *cells, weights, quality = tokens(embedding=embedding[None], coords=coords[rows], labels=labels[rows])
+            every.extend(cells if tokens.batch else cells[0])  # graphs of an earlier version answer with all in one
+            parts.append((weights, quality))
+        weights, quality = (np.concatenate(each)[:count] for each in zip(*parts, strict=True))
+        return every[:count], weights, quality
 
     def _masks(self, cells: Float32Array, weights: Float32Array) -> Float32Array:
         return self._decoders[1](cells=cells, weights=weights)[0]

@@ -234,6 +234,7 @@ class TorchSam(OnDevice):
         positions = self._positions.flatten(2).transpose(1, 2)
         with self._decoding():
             cells, weights, quality = folded.decode_tokens(decoder, embedding[None], positions, tokens, prompted)
+        assert isinstance(cells, Tensor)
         likely = self.host(quality[:, 1:].float())  # the number of masks depends on it, so this waits for the device
         prompts, candidates = np.nonzero(likely > least)
         some, of_some = np.unique(prompts, return_inverse=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from geolabel.errors import WeightsError
 from geolabel.models.checkpoint import NetworkInfo, read_info
-from geolabel.models.engines import every_graph_file
+from geolabel.models.engines import PROMPTS_CPU, every_graph_file
 from geolabel.models.nets import build, folded
 from geolabel.models.nets.sam import EMBEDDING_STRIDE, LOW_RES_STRIDE
 from geolabel.models.on_onnx import KEY
@@ -83,16 +83,18 @@ class _PromptDecoder(_Decoder):
 class _TokenDecoder(_Decoder):
     """From the same inputs to those of the mask computation."""
 
-    def forward(self, embedding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cells, weights and predicted IoU of `geolabel.models.nets.folded.decode_tokens`."""
+    def forward(self, embedding: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Cells of each prompt, weights and predicted IoU of `geolabel.models.nets.folded.decode_tokens`."""
         encoder = self.prompt_encoder
-        return folded.decode_tokens(
+        cells, weights, quality = folded.decode_tokens(
             self.mask_decoder,
             embedding,
             folded.cell_positions(encoder),
             folded.prompt_tokens(encoder, coords, labels),
             folded.prompted_cells(encoder, coords, labels),
+            apart=True,
         )
+        return *cells, weights, quality
 
 
 class _MaskMaker(_Decoder):
@@ -160,8 +162,11 @@ def _parts(info: NetworkInfo) -> Iterator[_Part]:
     axes_of_prompts = {"embedding": None, "coords": both, "labels": both}
     names = ("embedding", "coords", "labels")
     yield _Part(_PromptDecoder(sam), prompts, names, ("masks", "quality"), axes_of_prompts, side, LOW_RES_STRIDE)
-    answers = ("cells", "weights", "quality")
-    yield _Part(_TokenDecoder(sam), prompts, names, answers, axes_of_prompts, side, EMBEDDING_STRIDE)
+    cells_of_each = (f"cells{k}" for k in range(PROMPTS_CPU))
+    asked = (torch.zeros(1, width, *cells), torch.zeros(PROMPTS_CPU, 3, 2), torch.zeros(PROMPTS_CPU, 3).long())
+    axes_of_asked = {"embedding": None, "coords": {1: "points"}, "labels": {1: "points"}}
+    answers = (*cells_of_each, "weights", "quality")
+    yield _Part(_TokenDecoder(sam), asked, names, answers, axes_of_asked, side, EMBEDDING_STRIDE)
     channels = sam.mask_decoder.output_upscaling[3].out_channels
     parts = (torch.zeros(5, cells[0] * cells[1], width), torch.zeros(5, 3, channels))
     axes_of_masks = {"cells": {0: "prompts", 1: "cells"}, "weights": {0: "prompts", 1: "candidates"}}

@@ -10,7 +10,8 @@ digits differ, and nothing else:
 * Before the first layer, prompts see the same cells but for a few channels that are drawn of each: products with what
   they share are made for all prompts at once.
 
-Masks are made of the prompts alone whose predicted IoU is worth it, since that is known before.
+In a graph for a processor, the cells of each prompt are worked on alone after that, so that they stay near it; the sums are
+the same. Masks are made of the prompts alone whose predicted IoU is worth it, since that is known before.
 
 Sources: Kirillov et al. (2023), "Segment Anything", appendix A; ``segment_anything.modeling``, whose modules these are.
 """
@@ -97,8 +98,14 @@ def cell_positions(encoder: PromptEncoder) -> Tensor:
 
 
 def decode_tokens(
-    decoder: MaskDecoder, embedding: Tensor, positions: Tensor, tokens: Tensor, prompted: Prompted
-) -> tuple[Tensor, Tensor, Tensor]:
+    decoder: MaskDecoder,
+    embedding: Tensor,
+    positions: Tensor,
+    tokens: Tensor,
+    prompted: Prompted,
+    *,
+    apart: bool = False,
+) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
     """Cells (K, h w, D), weights (K, 4, D / 8) of what becomes of their channels, and predicted IoU (K, 4).
 
     The single mask of a prompt comes first, then the three candidates.
@@ -108,11 +115,15 @@ def decode_tokens(
     embedding : (1, D, h, w)
     positions, tokens, prompted
         See `cell_positions`, `prompt_tokens`, `prompted_cells`.
+    apart
+        Whether the cells of each prompt are worked on alone, K tensors (h w, D), and not one tensor.
     """
     transformer = decoder.transformer
     answers = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     asked = torch.cat([answers[None].expand(len(tokens), -1, -1), tokens], dim=1)
-    queries, cells = asked, _Cells(embedding.flatten(2).transpose(1, 2) + prompted.same, positions, prompted)
+    shared = embedding.flatten(2).transpose(1, 2) + prompted.same
+    cells: _AnyCells = _SharedCells(shared, positions, prompted, apart=apart)
+    queries = asked
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
             queries = layer.self_attn(q=queries, k=queries, v=queries)
@@ -122,53 +133,101 @@ def decode_tokens(
         queries = layer.norm1(queries)
         queries = layer.norm2(queries + _look_at_cells(layer.cross_attn_token_to_image, queries + asked, cells))
         queries = layer.norm3(queries + layer.mlp(queries))
-        told = _tell_cells(layer.cross_attn_image_to_token, cells, queries + asked, queries)
-        cells = _Cells(layer.norm4(told), positions)
+        cells = _tell_cells(layer.cross_attn_image_to_token, layer.norm4, cells, queries + asked, queries)
+    queries, asked = queries[:, : len(answers)], asked[:, : len(answers)]  # nothing is read of the prompts' own tokens
     found = _look_at_cells(transformer.final_attn_token_to_image, queries + asked, cells)
     queries = transformer.norm_final_attn(queries + found)
     weights = [head(queries[:, 1 + k]) for k, head in enumerate(decoder.output_hypernetworks_mlps)]
-    return cells.shared, torch.stack(weights, dim=1), decoder.iou_prediction_head(queries[:, 0])
+    return cells.cells, torch.stack(weights, dim=1), decoder.iou_prediction_head(queries[:, 0])
 
 
 class _Cells:
-    """The cells of an embedding as K prompts see them, and with their places.
+    """The cells (K, n, D) of an embedding as K prompts see them, and with their places (1, n, D)."""
 
-    Before the first layer they are the same to all prompts but for what these draw: products with what is shared are
-    made for all prompts at a time, and no sum is made for each.
-
-    Parameters
-    ----------
-    shared : (1 or K, n, D)
-    positions : (1, n, D)
-    own
-        What each prompt adds.
-    """
-
-    def __init__(self, shared: Tensor, positions: Tensor, own: Prompted | None = None) -> None:
-        self.shared, self.own = shared, own
-        self._placed = shared + positions
+    def __init__(self, cells: Tensor, positions: Tensor) -> None:
+        self.cells, self._positions = cells, positions
+        self._placed = cells + positions
 
     def scores(self, rows: Tensor) -> Tensor:
         """(K, R, n) products of rows (K, R, D) with the cells and their places."""
-        if self.own is None:
-            return rows @ self._placed.transpose(1, 2)
+        return rows @ self._placed.transpose(1, 2)
+
+    def look(self, rows: Tensor) -> Tensor:
+        """(K, R, D) means of the cells, weighted by the softmax of their scores."""
+        return torch.softmax(self.scores(rows), dim=-1) @ self.cells
+
+    def told(self, norm: nn.Module, shares: Tensor, rows: Tensor) -> _Cells:
+        """The cells and ``shares^T @ rows``, of shares (K, R, n) and rows (K, R, D), normalised."""
+        return _Cells(norm(self.cells + shares.transpose(1, 2) @ rows), self._positions)
+
+
+class _SharedCells:
+    """`_Cells` before the first layer, the same to all prompts but for what these draw.
+
+    Products with what is shared are made for all prompts at a time, and no sum is made for each.
+
+    Parameters
+    ----------
+    shared, positions : (1, n, D)
+    own
+        What each prompt adds.
+    apart
+        Whether `told` answers with `_CellsApart`.
+    """
+
+    def __init__(self, shared: Tensor, positions: Tensor, own: Prompted, *, apart: bool) -> None:
+        self.cells, self._positions, self._own, self._apart = shared, positions, own, apart
+        self._placed = shared + positions
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """See `_Cells`."""
         same = rows.flatten(0, 1) @ self._placed[0].T
-        return same.reshape(*rows.shape[:2], -1) + (rows @ self.own.spread.T) @ self.own.drawn
+        return same.reshape(*rows.shape[:2], -1) + (rows @ self._own.spread.T) @ self._own.drawn
 
-    def mean(self, shares: Tensor) -> Tensor:
-        """(K, R, D) sums of the cells, weighted by shares (K, R, n)."""
-        if self.own is None:
-            return shares @ self.shared
-        same = (shares.flatten(0, 1) @ self.shared[0]).reshape(*shares.shape[:2], -1)
-        return same + (shares @ self.own.drawn.transpose(1, 2)) @ self.own.spread
+    def look(self, rows: Tensor) -> Tensor:
+        """See `_Cells`."""
+        shares = torch.softmax(self.scores(rows), dim=-1)
+        same = (shares.flatten(0, 1) @ self.cells[0]).reshape(*shares.shape[:2], -1)
+        return same + (shares @ self._own.drawn.transpose(1, 2)) @ self._own.spread
 
-    def plus(self, shares: Tensor, rows: Tensor) -> Tensor:
-        """(K, n, D) the cells and ``shares^T @ rows``, of shares (K, R, n) and rows (K, R, D)."""
-        if self.own is None:
-            return self.shared + shares.transpose(1, 2) @ rows
-        shares = torch.cat([self.own.drawn, shares], dim=1)
-        rows = torch.cat([self.own.spread.expand(len(rows), -1, -1), rows], dim=1)
-        return self.shared + shares.transpose(1, 2) @ rows
+    def told(self, norm: nn.Module, shares: Tensor, rows: Tensor) -> _Cells | _CellsApart:
+        """See `_Cells`."""
+        shares = torch.cat([self._own.drawn, shares], dim=1)
+        rows = torch.cat([self._own.spread.expand(len(rows), -1, -1), rows], dim=1)
+        if self._apart:
+            return _CellsApart([self.cells[0]] * len(rows), self._positions).told(norm, shares, rows)
+        return _Cells(self.cells, self._positions).told(norm, shares, rows)
+
+
+class _CellsApart:
+    """`_Cells` of K prompts, each a tensor (n, D) of its own, which is made and read before the next."""
+
+    def __init__(self, cells: list[Tensor], positions: Tensor) -> None:
+        self.cells, self._positions = cells, positions
+        self._placed = [one + positions[0] for one in cells]
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """See `_Cells`."""
+        made = [asked @ placed.T for asked, placed in zip(_each(rows), self._placed, strict=True)]
+        return torch.cat(made).reshape(*rows.shape[:2], -1)
+
+    def look(self, rows: Tensor) -> Tensor:
+        """See `_Cells`."""
+        parts = zip(_each(rows), self._placed, self.cells, strict=True)
+        made = [torch.softmax(asked @ placed.T, dim=-1) @ cells for asked, placed, cells in parts]
+        return torch.cat(made).reshape(rows.shape)
+
+    def told(self, norm: nn.Module, shares: Tensor, rows: Tensor) -> _CellsApart:
+        """See `_Cells`."""
+        parts = zip(self.cells, _each(shares), _each(rows), strict=True)
+        return _CellsApart([norm(torch.addmm(cells, share.T, row)) for cells, share, row in parts], self._positions)
+
+
+def _each(values: Tensor) -> list[Tensor]:
+    # K tensors (R, ...) of one (K, R, ...), for which a graph needs the fewest steps.
+    count, rows = values.shape[:2]
+    flat = values.flatten(0, 1)
+    return [flat[k * rows : (k + 1) * rows] for k in range(count)]
 
 
 def make_masks(decoder: MaskDecoder, cells: Tensor, weights: Tensor) -> Tensor:
@@ -199,23 +258,29 @@ def _unfold(cells: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
     # A transposed convolution of size and stride two of (..., C): (..., 4, C') of its two by two parts, row by row.
     weight = layer.weight.permute(2, 3, 1, 0).reshape(-1, layer.in_channels)
     assert layer.bias is not None
-    parts: Tensor = linear(cells, weight, layer.bias.repeat(4))
-    return parts.reshape(*parts.shape[:-1], 4, layer.out_channels)
+    # as one matrix, which a graph multiplies and shifts in one step
+    parts: Tensor = linear(cells.flatten(0, -2), weight, layer.bias.repeat(4))
+    return parts.reshape(*cells.shape[:-1], 4, layer.out_channels)
 
 
-def _look_at_cells(attention: Attention, tokens: Tensor, cells: _Cells) -> Tensor:
+_AnyCells = _Cells | _SharedCells | _CellsApart
+
+
+def _look_at_cells(attention: Attention, tokens: Tensor, cells: _AnyCells) -> Tensor:
     # Attention of tokens (K, T, D) to cells, whose keys know their places.
     heads, size, (count, width) = attention.num_heads, _head_size(attention), tokens.shape[1:]
     asked = _heads(attention.q_proj(tokens), heads) / math.sqrt(size)
     asked = (asked @ attention.k_proj.weight.reshape(heads, size, width)).flatten(1, 2)  # (K, heads T, D)
-    found = cells.mean(torch.softmax(cells.scores(asked), dim=-1))
+    found = cells.look(asked)
     found = found.reshape(-1, heads, count, width) @ attention.v_proj.weight.reshape(heads, size, width).transpose(1, 2)
     out: Tensor = attention.out_proj(found.transpose(1, 2).flatten(2) + attention.v_proj.bias)
     return out
 
 
-def _tell_cells(attention: Attention, cells: _Cells, tokens: Tensor, values: Tensor) -> Tensor:
-    # Cells (K, n, D), and what their attention, with their places, to tokens (K, T, D) tells them.
+def _tell_cells(
+    attention: Attention, norm: nn.Module, cells: _AnyCells, tokens: Tensor, values: Tensor
+) -> _Cells | _CellsApart:
+    # Cells, and what their attention, with their places, to tokens (K, T, D) tells them, normalised.
     heads, size, (count, width) = attention.num_heads, _head_size(attention), tokens.shape[1:]
     keys = _heads(attention.k_proj(tokens), heads) / math.sqrt(size)
     level = keys @ attention.q_proj.bias.reshape(heads, size, 1)  # (K, heads, T, 1)
@@ -229,7 +294,7 @@ def _tell_cells(attention: Attention, cells: _Cells, tokens: Tensor, values: Ten
     told = _heads(attention.v_proj(values), heads) @ attention.out_proj.weight.reshape(width, heads, size).permute(
         1, 2, 0
     )
-    return cells.plus(shares, (told + attention.out_proj.bias / heads).flatten(1, 2))
+    return cells.told(norm, shares, (told + attention.out_proj.bias / heads).flatten(1, 2))
 
 
 def _heads(values: Tensor, heads: int) -> Tensor:

@@ -69,15 +69,15 @@ class DrawingPromptEncoder(PromptEncoder):  # type: ignore[misc]
         return sparse, dense
 
     def draw(self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None) -> Tensor:
-        """Coarse masks (B, 1, 4 h, 4 w) of points (B, N, 2) with labels (B, N) and boxes (B, 4), both in pixels."""
+        """Coarse masks (B, 1, 4 h, 4 w) of points (B, N, 2) with labels (B, N), boxes (B, 4) or both, in pixels."""
         height, width = self.mask_input_size
         device = self._get_device()
         rows = (torch.arange(height, device=device) + 0.5) * (self.input_image_size[0] / height)
         cols = (torch.arange(width, device=device) + 0.5) * (self.input_image_size[1] / width)
-        drawn = torch.zeros((self._get_batch_size(points, boxes, None), height, width), device=device)
+        parts: list[Tensor] = []
         if boxes is not None:
             x0, y0, x1, y1 = (boxes.reshape(-1, 4) + 0.5).float().unbind(1)
-            drawn = drawn + _coverage(rows, y0, y1)[:, :, None] * _coverage(cols, x0, x1)[:, None, :]
+            parts.append(_coverage(rows, y0, y1)[:, :, None] * _coverage(cols, x0, x1)[:, None, :])
         if points is not None:
             coords, labels = points[0].float() + 0.5, points[1]
             dx = (cols - coords[..., :1]) / self.bump
@@ -86,7 +86,8 @@ class DrawingPromptEncoder(PromptEncoder):  # type: ignore[misc]
             bumps = (
                 sign[..., None, None] * torch.exp(-(dy**2)[..., :, None] / 2) * torch.exp(-(dx**2)[..., None, :] / 2)
             )
-            drawn = drawn + bumps.sum(dim=1)
+            parts.append(bumps.sum(dim=1))
+        drawn = sum(parts[1:], parts[0])
         return drawn[:, None]
 
 
