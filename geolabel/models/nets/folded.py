@@ -10,8 +10,8 @@ digits differ, and nothing else:
 * Before the first layer, prompts see the same cells but for a few channels that are drawn of each: products with what
   they share are made for all prompts at once.
 
-In a graph for a processor, the cells of each prompt are worked on alone after that, so that they stay near it; the sums are
-the same. Masks are made of the prompts alone whose predicted IoU is worth it, since that is known before.
+In a graph for a processor, the cells of each prompt are worked on alone after that, so that they stay near it; the sums
+are the same. Masks are made of the prompts alone whose predicted IoU is worth it, since that is known before.
 
 Sources: Kirillov et al. (2023), "Segment Anything", appendix A; ``segment_anything.modeling``, whose modules these are.
 """

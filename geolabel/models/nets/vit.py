@@ -3,7 +3,8 @@
 segment-anything makes the scores of all pairs of cells, adds two terms of relative position to them, and takes their
 softmax: at 1024 px, 4096 x 4096 values for each head, several times over. Here
 ``torch.nn.functional.scaled_dot_product_attention`` does it, with both terms as its bias, for some rows of cells at a
-time.
+time. Where a block attends within windows, cells are projected before they are put into windows: the cells that fill up
+the last windows are zeros, whose projection is a bias, and are a sixth of all at 1024 px.
 
 Sources: Kirillov et al. (2023), "Segment Anything"; Li et al. (2022), "MViTv2", section 4.1, for the positions;
 ``segment_anything.modeling.image_encoder``, whose modules and weights these are.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos, window_partition, window_unpartition
+from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -40,29 +41,46 @@ def halve(encoder: nn.Module) -> None:
 
 
 def _pass(block: Block, cells: Tensor) -> Tensor:
-    seen, size = block.norm1(cells), cells.shape[1:3]
-    if block.window_size > 0:
-        windows, padded = window_partition(seen, block.window_size)
-        seen = window_unpartition(_attend(block.attn, windows), block.window_size, padded, size)
-    else:
-        seen = _attend(block.attn, seen)
-    cells = cells + seen
+    cells = cells + _attend(block.attn, block.norm1(cells), block.window_size)
     passed: Tensor = cells + block.mlp(block.norm2(cells))
     return passed
 
 
-def _attend(attention: Attention, cells: Tensor) -> Tensor:
-    # (N, h, w, D) of (N, h, w, D)
-    count, rows, cols, width = cells.shape
-    heads = attention.num_heads
-    mixed = attention.qkv(cells).reshape(count, rows * cols, 3, heads, width // heads)
+def _attend(attention: Attention, cells: Tensor, side: int) -> Tensor:
+    # (N, h, w, D) of (N, h, w, D), within windows of `side` cells, or all of them where that is 0
+    size, heads = cells.shape[1:3], attention.num_heads
+    mixed = attention.qkv(cells)
+    if side:
+        mixed = _windows(mixed, attention.qkv.bias, side)
+    count, rows, cols, width = mixed.shape
+    mixed = mixed.reshape(count, rows * cols, 3, heads, width // 3 // heads)
     queries, keys, values = mixed.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, h w, d)
     if attention.use_rel_pos:
         found = _attend_by_place(attention, queries, keys, values, (rows, cols))
     else:
         found = scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
-    out: Tensor = attention.proj(found.transpose(1, 2).reshape(cells.shape))
+    seen = found.transpose(1, 2).reshape(count, rows, cols, width // 3)
+    out: Tensor = attention.proj(_from_windows(seen, (size[0], size[1])) if side else seen)
     return out
+
+
+def _windows(projected: Tensor, padding: Tensor | None, side: int) -> Tensor:
+    # (N R C, side, side, D) of (N, h, w, D); what fills them up is the padding (D,), or zeros
+    count, height, width, channels = projected.shape
+    rows, cols = -(-height // side), -(-width // side)
+    whole = projected.new_zeros(()) if padding is None else padding.to(projected.dtype)
+    whole = whole.expand(count, rows * side, cols * side, channels).clone()
+    whole[:, :height, :width] = projected
+    parts = whole.view(count, rows, side, cols, side, channels).transpose(2, 3)
+    return parts.reshape(-1, side, side, channels)
+
+
+def _from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    # (N, h, w, D) of those of `_windows`
+    (height, width), side = size, windows.shape[1]
+    rows, cols = -(-height // side), -(-width // side)
+    parts = windows.view(-1, rows, cols, side, side, windows.shape[3]).transpose(2, 3)
+    return parts.reshape(-1, rows * side, cols * side, windows.shape[3])[:, :height, :width]
 
 
 def _attend_by_place(
