@@ -8,8 +8,8 @@ Three layouts are understood::
     chips/CLASS/*.png               one folder per class; background, negative, none, other or no_CLASS is no class
 
 The mask of ``images/NAME.jpg`` is ``masks/NAME.png`` beside the folder ``images``. In a folder with ``chips.json``, as
-`geolabel chips` writes it, or with more than one class, masks hold numbers of classes and 255 for pixels to ignore;
-in any other, what is not 0 is the one class that there is.
+`geolabel chips` writes it, or with more than one class, masks hold class numbers and 255 for pixels to ignore; in
+any other, every value but 0 is the single class.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE, DESCRIPTION = "labels.csv", "chips.json"
 
 MAX_CHIP_BYTES = 1 << 30
-"""Of the values of a chip in all bands; a header that claims more is no chip's."""
+"""Maximum number of values of a chip in all bands; a larger header is refused."""
 
 MAX_DESCRIPTION_BYTES = 1 << 20
 
 SAMPLED = 32
-"""Chips that the stretch of a set that is not uint8 is taken from."""
+"""Number of chips to fit the stretch of a set to, unless it is uint8."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class ChipDataset(Dataset):  # type: ignore[type-arg]
     labels: BoolArray
     """(N, C)"""
     numbered: bool = False
-    """Whether masks hold numbers of classes; otherwise what is not 0 is the only class."""
+    """Whether masks hold class numbers; otherwise every value but 0 is the only class."""
     given_gsd: float | None = None
-    """Metres per pixel, where the set says so."""
+    """Metres per pixel, if the set says so."""
     transforms: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    """Applied to every sample, as torchgeo's data sets do."""
+    """Applied to every sample, as in torchgeo's datasets."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class ChipDataset(Dataset):  # type: ignore[type-arg]
 
     @property
     def sources(self) -> Sequence[Path]:
-        """The folders of the images, which no output may be."""
+        """The folders of the images, which must not be an output."""
         return sorted({path.parent for path in self.paths})
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class ChipDataset(Dataset):  # type: ignore[type-arg]
 
     @cached_property
     def gsd(self) -> float | None:
-        """Metres per pixel: as the set says, else of the first chip if that is a georeferenced GeoTIFF, else None."""
+        """Metres per pixel: that of the set, else of the first chip if it is a georeferenced GeoTIFF, else None."""
         return self.given_gsd or (_gsd(self.paths[0]) if len(self) else None)
 
     def part(self, keep: BoolArray) -> Self:
@@ -182,7 +182,7 @@ def read_chips(path: str | Path, *, class_name: str = "landslide") -> ChipDatase
         name.
     """
     path = Path(path)
-    settle(path)  # a set that was being replaced when its run was killed is the old one again
+    settle(path)  # restore a set that was being replaced when its run was killed
     table = _table_of(path)
     classes, rows = _from_folders(path) if table is None else _from_table(table, class_name)
     if table is not None and path.is_dir() and table.parent != path:
@@ -248,14 +248,14 @@ def _from_table(table: Path, class_name: str) -> tuple[tuple[str, ...], list[_Ro
 
 
 def _file(table: Path, name: str) -> Path:
-    """The file that a table names, as Windows writes it or not."""
+    """The file that a table names, with slashes or backslashes."""
     check_name(name)
     file = table.parent / name
     return file if file.is_file() or "\\" not in name else table.parent / name.replace("\\", "/")
 
 
 def _count_unlabelled(table: Path, rows: list[_Row]) -> None:
-    """Warn of images beside labelled ones that the table does not name."""
+    """Warn of images beside labelled ones that are not in the table."""
     labelled = {row.path for row in rows}
     beside = {file for folder in {path.parent for path in labelled} for file in folder.iterdir()}
     without = sorted(file for file in beside - labelled if file.suffix.lower() in SUFFIXES)
@@ -281,7 +281,7 @@ def _from_folders(root: Path) -> tuple[tuple[str, ...], list[_Row]]:
 
 
 def mask_path(image: Path) -> Path:
-    """Where the mask of a chip is, if it has one."""
+    """Path of the mask of a chip, if it has one."""
     return image.parent.parent / "masks" / f"{image.stem}.png"
 
 
@@ -352,7 +352,7 @@ class _PaintedChip:
 
     @property
     def image(self) -> UInt8Array:
-        """(H, W, 3) red first."""
+        """(H, W, 3) RGB."""
         return self.chip.rgb
 
     @property

@@ -23,20 +23,20 @@ from geolabel.types import BoolArray, Int64Array, UInt8Array
 Example = TypeVar("Example", covariant=True)
 
 Outlined = tuple[UInt8Array, Instances]
-"""An image (H, W, 3), red first, and its objects, whose classes count from 1: the background is none of them."""
+"""An image (H, W, 3), RGB, and its objects, whose classes count from 1: the background is not one of them."""
 
 
 class Examples(Protocol[Example]):
-    """A set of examples. Names are at hand, the examples are not."""
+    """A set of examples. The names are known without reading the examples."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; whether the background is one of them is up to the kind of examples."""
+        """Names of the classes; whether they include the background depends on the kind of examples."""
         ...
 
     @property
     def names(self) -> Sequence[str]:
-        """Name of every image, each once."""
+        """Name of every image; each name is unique."""
         ...
 
     def __len__(self) -> int: ...
@@ -55,7 +55,7 @@ class Subset(Generic[Example]):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Of the whole."""
+        """Names of the classes of the whole set."""
         return self.whole.classes
 
     @property
@@ -76,7 +76,7 @@ class Painted(Protocol):
 
     @property
     def image(self) -> UInt8Array:
-        """(H, W, 3) red first."""
+        """(H, W, 3) RGB."""
         ...
 
     @property
@@ -86,7 +86,7 @@ class Painted(Protocol):
 
 
 class PaintedExamples(Examples[Painted], Protocol):
-    """Images with label maps; `classes` names every value from 0, the background being one where there is one."""
+    """Images with label maps; `classes` names every value from 0, including the background if there is one."""
 
     @property
     def shown(self) -> BoolArray:
@@ -109,17 +109,17 @@ class PaintedSubset(Subset[Painted]):
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 SAMPLED = 32
-"""Images that the stretch of a folder is taken from, where they are not 8-bit."""
+"""Number of images to fit the stretch of a folder to, if they are not 8-bit."""
 
 PLAIN = Stretch((0.0,) * 3, (255.0,) * 3, "none")
-"""8-bit values as they are."""
+"""Keeps 8-bit values unchanged."""
 
 
 @dataclass(frozen=True)
 class ImageFolder:
     """Images below a folder, in the order of their paths; each is read on access.
 
-    Where the folder has a folder ``images``, as labelled chips do, only that is looked into.
+    If the folder contains a folder ``images``, as labelled chips do, only that is searched.
 
     Raises
     ------
@@ -137,13 +137,13 @@ class ImageFolder:
 
     @cached_property
     def inner(self) -> Path:
-        """The folder that the images lie below."""
+        """The folder that contains the images."""
         inner = self.root / "images"
         return inner if inner.is_dir() else self.root
 
     @property
     def sources(self) -> Sequence[Path]:
-        """The folder, and the one that the images are in, which may be a link to another."""
+        """The folder, and the one that contains the images, which may be a link to another."""
         return (self.root, self.inner)
 
     @cached_property
@@ -164,7 +164,7 @@ class ImageFolder:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the names and sizes of the files: by what the same images are known again."""
+        """SHA-256 of the names and sizes of the files, by which the same images are recognised."""
         marks = (f"{path.relative_to(self.inner).as_posix()} {path.stat().st_size}" for path in self.paths)
         return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
@@ -172,7 +172,7 @@ class ImageFolder:
         return len(self.paths)
 
     def read(self, index: int) -> UInt8Array:
-        """Read one image (H, W, 3), red first; 0 where it is not valid.
+        """Read one image (H, W, 3), RGB; 0 where it is not valid.
 
         Raises
         ------
@@ -185,13 +185,13 @@ class ImageFolder:
             return stretch.apply(*reader.read(grid.window, grid))
 
     def tiles(self, index: int, side: int) -> int:
-        """Tiles of up to `side` pixels that an image is seen in, by its header; 1 where that cannot be read."""
+        """Number of tiles of up to `side` pixels that cover an image, by its header; 1 if that cannot be read."""
         size = picture_size(self.paths[index])
         return 1 if size is None else len(TileGrid(*size, side, side // 4))
 
     @cached_property
     def _stretch(self) -> Stretch:
-        # One for all images: a stretch each would make the same ground look different in two of them.
+        # One for all images: with one stretch each, the same ground would look different in two images.
         bands, valid = [], []
         for index in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)):
             with _reader(self.paths[index]) as reader:
@@ -202,6 +202,6 @@ class ImageFolder:
 
 
 def _reader(path: Path) -> SceneReader:
-    # position and pixel size do not matter here; a plain picture needs some gsd
+    # position and pixel size do not matter here; a plain image needs some gsd
     placed = SceneReader(path)
     return placed if placed.header.crs is not None else SceneReader(path, gsd=1.0)

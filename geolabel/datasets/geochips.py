@@ -1,18 +1,18 @@
 """Chips as datasets of torchgeo, for its samplers, intersections and trainers; needs torchgeo.
 
-A sampler of torchgeo cuts windows of any size from a `GeoChips`, and ``chips & other`` lays them over elevation or
+A sampler of torchgeo cuts windows of any size from a `GeoChips`, and ``chips & other`` combines them with elevation or
 images of other dates. `geolabel.training.train.train` and the labels of `geolabel.methods` take one as they take the
 chips or label maps that it is made of: by number.
 
 Trainings here do not sample by place, for two reasons. A stopped training resumes with the same bytes, so the crops of
-a step follow from its number alone, while a sampler of torchgeo is an iterator with a state of its own. And chips need
-no place: most sets are pictures, and a machine that trains may lack a raster library, so that torchgeo, which imports
-seven of them, stays an extra.
+a step follow from its number alone, while a sampler of torchgeo is an iterator with its own state. And chips need no
+georeference: most sets are plain images, and a training machine may lack a raster library, so that torchgeo, which
+imports seven of them, stays an extra.
 
 Chips themselves are not cut by torchgeo's samplers. `geolabel.labeling.cut_chips` takes whole pixels of the scene's own
-grid, also of a rotated one or one without CRS, knows which of them are valid, stretches them once for the whole scene,
-and reads files of strangers under the guard of `geolabel.io.read.opening`; a raster dataset of torchgeo warps to a
-north-up grid in a CRS, does not distinguish nodata from ground, and opens what it is given.
+grid, even if it is rotated or has no CRS, knows which of them are valid, stretches them once for the whole scene,
+and reads untrusted files under the checks of `geolabel.io.read.opening`; a raster dataset of torchgeo warps to a
+north-up grid in a CRS, does not distinguish nodata from ground, and opens any file it is given.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class GeoChips(GeoDataset):
     chips
         See `geolabel.datasets.chips.read_chips`; GeoTIFFs of one CRS and pixel size, north up.
     painted
-        Label maps of images of the same names, such as the pseudo-labels of these chips, which then are the masks; None
-        for the chips' own.
+        Label maps of images of the same names, such as the pseudo-labels of these chips, which then serve as masks;
+        None for the chips' own masks.
     transforms
-        Applied to every sample of a place, as torchgeo does. Trainings change the colours of crops themselves and
+        Applied to every sample of a place, as in torchgeo. Trainings change the colours of crops themselves and
         refuse a set with transforms.
 
     Raises
@@ -100,15 +100,15 @@ class GeoChips(GeoDataset):
     def __getitem__(self, query: Any) -> dict[str, Any]:
         """Sample of a rectangle: ``image`` (3, H, W) float 0..255, ``label`` (C,) float, ``mask`` (H, W) long.
 
-        Where chips overlap, the first counts; where there is none, the image is 0 and the mask 255. A class is in the
-        label if a chip that reaches into the rectangle shows it. Without any mask there is none in the sample.
+        Where chips overlap, the first one is used; where there is none, the image is 0 and the mask 255. A class is in
+        the label if a chip that intersects the rectangle shows it. The sample has no mask if no chip has one.
 
         Raises
         ------
         IndexError
             If no chip reaches there.
         ChipError
-            If a chip cannot be read, or these chips were reprojected, as the second of an intersection is.
+            If a chip cannot be read, or these chips were reprojected, as happens to the second of an intersection.
         """
         x, y, _ = self._disambiguate_slice(query)
         if self.crs != self._grids[0].crs:
@@ -170,7 +170,7 @@ class GeoChips(GeoDataset):
 
     @property
     def sources(self) -> Sequence[Path]:
-        """The folders of the chips, which no output may be."""
+        """The folders of the chips, which must not be an output."""
         return self._chips.sources
 
     @property

@@ -38,10 +38,10 @@ def read_instances(path: str | Path, *, class_name: str = "landslide") -> Exampl
     Parameters
     ----------
     path
-        A folder as ``geolabel label`` writes it, a folder of chips with masks, or a COCO file; its images lie where it
-        says, from its own folder or from a folder ``images`` in that.
+        A folder written by ``geolabel label``, a folder of chips with masks, or a COCO file, whose image names are
+        relative to its own folder or to a folder ``images`` in that.
     class_name
-        What the masks of chips with a single class show.
+        Class of the masks of chips with a single class.
 
     Raises
     ------
@@ -85,8 +85,8 @@ class _LabelledInstances:
         label = self.labels[index]
         named = tuple(self.labels.classes)
         objects = closed_regions(LabelMap(label.values, np.ones(label.values.shape, np.float32), named))
-        shift = 0 if BACKGROUND in named[:1] else 1  # of clusters, 0 is one too; the classes of objects begin at 1
-        image = np.array(label.image)  # what Pillow lends cannot be written to, and torch wants to be able to
+        shift = 0 if BACKGROUND in named[:1] else 1  # cluster 0 is a cluster too; the classes of objects begin at 1
+        image = np.array(label.image)  # an array from Pillow is read-only, and torch wants to be able to write
         return image, Instances(objects.ids, objects.class_ids + shift, objects.scores, objects.areas)
 
 
@@ -133,10 +133,10 @@ class _MaskedInstances:
 
 
 MAX_COCO_BYTES = 1 << 30
-"""Of a file of COCO; that of COCO 2017 takes half of it."""
+"""Maximum size of a COCO file in bytes; that of COCO 2017 is half as large."""
 
 MAX_MASKS_PX = 1 << 33
-"""Of the masks of one image together: they are in memory at once."""
+"""Maximum number of pixels of all masks of one image: they are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Object:
 
     class_id: int
     segmentation: Any
-    """A list of polygons, or COCO's run lengths."""
+    """A list of polygons, or run lengths of COCO."""
 
 
 @dataclass(frozen=True)
@@ -154,16 +154,16 @@ class _Image:
 
     name: str
     size: tuple[int, int] | None
-    """Height and width that the file gives."""
+    """Height and width according to the file."""
     objects: tuple[_Object, ...]
 
 
 @dataclass(frozen=True)
 class CocoInstances:
-    """Instances of a COCO file, as any tool writes it. Where two overlap the smaller has the pixel.
+    """Instances of a COCO file, as any tool writes it. Where two overlap, the pixel belongs to the smaller one.
 
-    Boxes without an outline are left out with a warning, and so are crowds, whose objects nobody has distinguished. In
-    a file of crowds alone, as CVAT writes masks, each is an object. Ids are numbers or text.
+    Boxes without an outline are left out with a warning, and so are crowds, whose objects are not separated. In a
+    file of crowds only, as CVAT writes masks, each is an object. Ids are numbers or text.
 
     Raises
     ------
@@ -174,7 +174,7 @@ class CocoInstances:
     path: Path
 
     def __post_init__(self) -> None:
-        _ = self._images  # what is wrong with the file shows now, not in the middle of a training
+        _ = self._images  # report errors in the file now, not in the middle of a training
 
     @cached_property
     def _content(self) -> dict[str, list[dict[str, Any]]]:
@@ -298,7 +298,7 @@ class CocoInstances:
 
 
 def _id(value: Any) -> str:
-    """An id as text: tools disagree on whether 7, 7.0 and "7" are one."""
+    """An id as text: tools disagree on whether 7, 7.0 and "7" are the same."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -337,7 +337,7 @@ def _has_outline(segmentation: Any) -> bool:
 
 
 def _corners(segmentation: list[Any]) -> list[list[float]]:
-    """Polygons of at least three corners; some tools do not put a single one into a list of its own."""
+    """Polygons of at least three corners; some tools do not put a single one into a list."""
     polygons = [segmentation] if segmentation and not isinstance(segmentation[0], list) else segmentation
     return [polygon for polygon in polygons if len(polygon) >= 6]
 
@@ -371,7 +371,7 @@ def _fill(polygons: list[list[float]], height: int, width: int) -> BoolArray:
         if len(polygon) % 2:
             raise ValueError(f"an outline of {len(polygon)} numbers, and they come in pairs of x and y")
         corners = np.asarray(polygon, float).reshape(-1, 2)
-        # a hair outside is usual; what is far outside belongs to another image, and takes memory by its length
+        # slightly outside is usual; an outline far outside belongs to another image, and its length takes memory
         if not (np.abs(corners / (width, height) - 0.5) <= 1.5).all():
             raise ValueError(f"an outline reaches to {corners.max(axis=0).tolist()}, far outside {width} x {height} px")
     with warnings.catch_warnings():

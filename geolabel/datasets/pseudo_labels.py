@@ -3,16 +3,16 @@
 ::
 
     pseudo/
-      images/NAME.png     what the networks saw: 8-bit RGB
+      images/NAME.png     the input of the networks: 8-bit RGB
       labels/NAME.png     8-bit label map: index into the classes of the manifest, 255 = ignored
-      instances.json      the closed regions of every map, as COCO has instances: category id = label value
+      instances.json      the closed regions of every map, as COCO instances: category id = label value
       manifest.json       format, classes, provenance and the names of the images; written last
 
-While a run is under way, ``run.json`` says what it is and ``annotations/NAME.json`` holds the instances of an image;
-both go when it is finished. The label map of an image is written last, so whatever has one is whole. Where finished
-pseudo-labels are replaced, the new ones are made in a folder inside, and the old ones stand until these are finished.
-What geolabel made is on the record of the folder (`geolabel.folder_record`), and nothing else is touched. Memory does
-not grow with the number of images.
+While a run is in progress, ``run.json`` describes it and ``annotations/NAME.json`` holds the instances of an image;
+both are removed when it is finished. The label map of an image is written last, so an image that has one is complete.
+Where finished pseudo-labels are replaced, the new ones are made in a folder inside, and the old ones stay until then.
+Files that geolabel made are in the record of the folder (`geolabel.folder_record`), and nothing else is touched. Memory
+does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ from geolabel.scratch import settle
 from geolabel.types import AnyArray, BoolArray, UInt8Array
 
 FORMAT = 1
-"""Version of the folder; a reader refuses what is newer than it knows."""
+"""Version of the folder; a newer one is refused."""
 
 MANIFEST, INSTANCES, RUN = "manifest.json", "instances.json", "run.json"
-"""What a folder holds, its instances, and what an unfinished run is of."""
+"""Names of the manifest, of the instances, and of the description of an unfinished run."""
 
 
 @contextmanager
 def labels_folder(
     root: Path, provenance: Mapping[str, Any], *, overwrite: bool = False, inputs: Sequence[str | Path] = ()
 ) -> Iterator[Path]:
-    """Yield the folder to make pseudo-labels in: `root`, or one in it while the ones that are replaced stand.
+    """Yield the folder to make pseudo-labels in: `root`, or one in it as long as finished ones have to stay.
 
     Parameters
     ----------
     provenance
-        What the labels are made of and with: a stopped run is resumed by one with the same.
+        How the labels are made: a stopped run is resumed by one with the same provenance.
     overwrite
-        Whether what geolabel made in the folder before may be replaced.
+        Whether to replace what geolabel made in the folder before.
     inputs
         Files and folders that the labels are made from.
 
     Raises
     ------
     OutputError
-        If the folder is an input, holds other things, holds finished pseudo-labels that must not be replaced, or holds
+        If the folder is an input, holds other files, holds finished pseudo-labels and `overwrite` is false, or holds
         the beginning of another run.
     """
     check_folder(root, inputs)
@@ -81,13 +81,13 @@ def labels_folder(
 
 
 def _begun(folder: Path) -> Any:
-    """Provenance of the unfinished run in a folder; None where there is none."""
+    """Provenance of the unfinished run in a folder; None if there is none."""
     return read_json(folder / RUN).get("provenance") if (folder / RUN).exists() else None
 
 
 @dataclass(frozen=True)
 class PseudoLabelWriter:
-    """Writes a folder of pseudo-labels, image by image, each whole or not at all.
+    """Writes a folder of pseudo-labels, image by image, each completely or not at all.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class PseudoLabelWriter:
     classes
         Names of the label values from 0.
     provenance
-        What the labels are made of and with; plain values that JSON knows.
+        How the labels are made, as plain JSON values.
     """
 
     root: Path
@@ -108,7 +108,7 @@ class PseudoLabelWriter:
         return (self.root / "labels" / f"{name}.png").exists()
 
     def files(self, name: str) -> list[Path]:
-        """The files that are written of an image."""
+        """The files that are written for an image."""
         ends = {"images": "png", "annotations": "json", "labels": "png"}
         return [self.root / folder / f"{name}.{end}" for folder, end in ends.items()]
 
@@ -136,12 +136,12 @@ class PseudoLabelWriter:
         _write_png(self.root / "labels" / f"{name}.png", labels.values)
 
     def finish(self, names: Sequence[str], results: Mapping[str, Any] | None = None) -> None:
-        """Put the instances of all images into one file and write the manifest.
+        """Merge the instances of all images into one file and write the manifest.
 
         Parameters
         ----------
         names
-            The images, all of them written, in the order of the manifest.
+            The images in the order of the manifest; all of them have been written.
         results
             Figures of the run, kept beside its provenance.
         """
@@ -164,7 +164,7 @@ class PseudoLabelWriter:
         (self.root / RUN).unlink(missing_ok=True)
 
     def _coco(self, names: Sequence[str]) -> Iterator[str]:
-        # Two passes over the images, since COCO lists them before their annotations; each is in memory for a moment.
+        # Two passes over the images, since COCO lists them before their annotations; only one is in memory at a time.
         things = [
             {"id": value, "name": name, "supercategory": ""}
             for value, name in enumerate(self.classes)
@@ -204,7 +204,7 @@ class PseudoLabels(Sequence["PseudoLabel"]):
     Raises
     ------
     SceneError
-        If the folder is not there, is not finished, or was written by a newer geolabel.
+        If the folder does not exist, is not finished, or was written by a newer geolabel.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -317,7 +317,7 @@ def _read_png(path: Path, mode: str) -> AnyArray:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write plain values, whole or not at all."""
+    """Write plain values, completely or not at all."""
     with saving(path) as part:
         part.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -341,30 +341,30 @@ def _plain(record: Any) -> Any:
 
 
 NAME = "clusters.json"
-"""What the file is called in a folder of pseudo-labels."""
+"""Name of the file in a folder of pseudo-labels."""
 
 CLUSTERS_FORMAT = 1
-"""Version of the file; a reader refuses what is newer than it knows."""
+"""Version of the file; a newer one is refused."""
 
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """What the file holds."""
+    """Contents of the file."""
 
     clusters: Clusters
     source: Source
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What the clusters are made of and with."""
+    """How the clusters were made."""
     results: Mapping[str, Any] = field(default_factory=dict)
-    """Figures of how they came out."""
+    """Figures on the quality of the clusters."""
 
     def check(self, segmenter: Recipe) -> None:
-        """Make sure that a segmenter is the one that the features come from.
+        """Check that the features come from this segmenter.
 
         Raises
         ------
         OptionError
-            If it is another one.
+            If they come from another one.
         """
         if segmenter.sha256 != self.source.segmenter:
             raise OptionError(
@@ -374,7 +374,7 @@ class ClusterFile:
             )
 
     def named(self, names: dict[int, str]) -> ClusterFile:
-        """The same, some clusters named; see `Clusters.named`."""
+        """A copy with some clusters named; see `Clusters.named`."""
         return replace(self, clusters=self.clusters.named(names))
 
 
@@ -384,7 +384,7 @@ def clusters_path(path: Path) -> Path:
 
 
 def save_clusters(path: Path, content: ClusterFile) -> None:
-    """Write the file, whole or not at all.
+    """Write the file, completely or not at all.
 
     Raises
     ------
@@ -409,7 +409,7 @@ def load_clusters(path: Path) -> ClusterFile:
     Raises
     ------
     WeightsError
-        If it is missing or damaged, no file of clusters, or of a newer geolabel.
+        If it is missing or damaged, is not a file of clusters, or was written by a newer geolabel.
     """
     path = clusters_path(path)
     if not path.is_file():

@@ -1,7 +1,7 @@
 """Tables of labels, as written by people, spreadsheets and data frames.
 
-A label says yes or no in one of the words below, or names classes. It is read the same whether it is in a CSV file or
-in an attribute of a vector file.
+A label says yes or no in one of the words below, or names classes. It is parsed the same way in a CSV file and in an
+attribute of a vector file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NO = ("0", "false", "no", "f", "n")
 """Labels that say whether the one class is there, lower case."""
 
 NO_CLASS = ("background", "negative", "none", "other")
-"""Names that mean the absence of every class; so does ``no_`` or ``not_`` before a name."""
+"""Names that mean the absence of every class; so do names with ``no_`` or ``not_`` in front."""
 
 NOT_KNOWN = ("", "nan", "na", "<na>", "n/a", "null")
 """Texts of empty cells, lower case."""
@@ -33,19 +33,19 @@ class Row:
     """An image and the classes that it shows."""
 
     line: int
-    """Of the table, from 1."""
+    """Line of the table, from 1."""
     image: str
     labels: tuple[bool, ...]
 
 
 def plain(label: object) -> str:
-    """A label as text, without surrounding space; a whole number without decimals, as 1.0 is 1 where a gap was."""
+    """A label as text, without surrounding space; a whole number without decimals, since gaps turn 1 into 1.0."""
     text = str(label).strip()
     return text.split(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def is_yes(label: str) -> bool | None:
-    """Whether a plain label says yes; None where it says neither yes nor no."""
+    """Whether a plain label says yes; None if it says neither yes nor no."""
     word = label.lower()
     return True if word in YES else False if word in NO else None
 
@@ -64,7 +64,7 @@ def read_table(path: Path, class_name: str) -> tuple[tuple[str, ...], list[Row]]
     path
         A CSV file in UTF-8 whose cells are separated by one of `DELIMITERS`. Names of columns may be in any case.
     class_name
-        What a single column of yes and no is about.
+        Class of a single column of yes and no.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         check_regular(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
-            if not first.lower().startswith("sep="):  # which Excel takes as an order, and writes
+            if not first.lower().startswith("sep="):  # which Excel writes and reads as a directive
                 file.seek(0)
             reader = csv.reader(file, delimiter=_delimiter(first), skipinitialspace=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]

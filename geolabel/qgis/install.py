@@ -1,7 +1,7 @@
 """Install the plugin in a QGIS profile, replace it and remove it.
 
 A record beside the copy says which files geolabel put there (`geolabel.folder_record`): only those are replaced or
-deleted, and only as long as they are as geolabel wrote them.
+deleted, and only if they are unchanged.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from geolabel.folders import replacing_folder
 SOURCE = Path(__file__).parent / "plugin"
 
 NAME = "geolabel_qgis"
-"""Folder of the plugin, which QGIS imports: another name than the package's, which may be installed there too."""
+"""Folder of the plugin, which QGIS imports: not the package's name, since both may be installed there."""
 
 COMMAND_FILE = "command.txt"
-"""File of the copy that names the command which its algorithms call, unless a person names another in QGIS."""
+"""File of the copy with the command that its algorithms call, unless a person names another in QGIS."""
 
 METADATA_BYTES = 1 << 16
-"""That are read of the description of a plugin."""
+"""Maximum number of bytes to read of a plugin's metadata."""
 
 CUSTOM = "QGIS_CUSTOM_CONFIG_PATH"
-"""Variable that tells QGIS where profiles are, instead of a person's own folder."""
+"""Variable that tells QGIS where profiles are, instead of the user's own folder."""
 
 
 def install_plugin(*, profile: str = "default") -> dict[str, Any]:
-    """Copy the plugin into a profile of QGIS, of each version that has it; an older copy is replaced.
+    """Copy the plugin into a profile of each installed QGIS version; an older copy is replaced.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def install_plugin(*, profile: str = "default") -> dict[str, Any]:
     OptionError
         If there is no such profile, or the command of this environment is not found.
     OutputError
-        If something that geolabel did not make is where a copy goes.
+        If there is something at the destination that geolabel did not make.
     """
     command, folders = _command(), _plugin_folders(profile)
     for folder in folders:
@@ -67,7 +67,7 @@ def install_plugin(*, profile: str = "default") -> dict[str, Any]:
 
 
 def uninstall_plugin(*, profile: str = "default") -> dict[str, Any]:
-    """Remove the plugin from a profile of QGIS; what geolabel did not put there stays.
+    """Remove the plugin from a profile of QGIS; files that geolabel did not put there stay.
 
     Parameters
     ----------
@@ -98,13 +98,13 @@ def uninstall_plugin(*, profile: str = "default") -> dict[str, Any]:
         made.remove(made.names)
         _remove_bytecode(folder, made)
         (folder / RECORD).unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it
+        with suppress(OSError):  # it has other contents
             folder.rmdir()
     return {"folders": [str(folder) for folder in folders]}
 
 
 def installed_plugins() -> Iterator[tuple[Path, str | None]]:
-    """Yield the folder of each copy in a profile, and the version that it says it has."""
+    """Yield the folder of each copy in a profile, and its version according to its metadata."""
     for home in _profile_homes():
         for folder in sorted(home.glob(f"*/python/plugins/{NAME}")):
             try:
@@ -116,7 +116,7 @@ def installed_plugins() -> Iterator[tuple[Path, str | None]]:
 
 
 def _remove_bytecode(folder: Path, made: FolderRecord) -> None:
-    """Delete what Python compiled from the modules that were deleted, in the versions that it may have been."""
+    """Delete the bytecode of the deleted modules, of all Python versions."""
     cache = Path(cache_from_source(str(folder / "module.py"))).parent
     modules = {Path(name).stem for name in made.names if name.endswith(".py")}
     for path in cache.glob("*.pyc") if cache.parent == folder and cache.is_dir() else ():
@@ -127,7 +127,7 @@ def _remove_bytecode(folder: Path, made: FolderRecord) -> None:
 
 
 def _command() -> str:
-    """The command of the environment that this runs in.
+    """The command of the running environment.
 
     Raises
     ------
@@ -143,12 +143,12 @@ def _command() -> str:
 
 
 def _plugin_folders(profile: str) -> list[Path]:
-    """Where the plugin of a profile belongs, for each version of QGIS that has the profile.
+    """The folder of the plugin in a profile, for each version of QGIS that has the profile.
 
     Raises
     ------
     OptionError
-        If none has it.
+        If no version has it.
     """
     if Path(profile).name != profile or profile in ("", ".", ".."):
         raise OptionError(f"profile {profile!r}: give the name of a profile, such as default, and no path")
@@ -162,7 +162,7 @@ def _plugin_folders(profile: str) -> list[Path]:
 
 
 def _profile_homes() -> Iterator[Path]:
-    """Folders of profiles that are there."""
+    """Existing folders of profiles."""
     custom = os.environ.get(CUSTOM)
     own = platformdirs.user_data_path("QGIS", appauthor=False, roaming=True)
     homes = [Path(custom)] if custom else [own / "QGIS3", own / "QGIS4"]

@@ -1,7 +1,7 @@
 """A QGIS project beside a result: the scene and the layers in one group, with styles and relative paths.
 
-The project is written without QGIS, in the words of its version 3.22, which later versions read. Nothing in it comes
-from a style or a form of a file, which may hold code.
+The project is written without QGIS, in the format of version 3.22, which later versions read. Nothing in it comes
+from a style or a form of a file, which could contain code.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ VECTORS = (".gpkg", ".fgb", ".geojson", ".json", ".shp")
 """Suffixes of results whose layers QGIS finds by the name of the file."""
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of the one file in the archive, so that the same project has the same bytes."""
+"""Timestamp of the one file in the archive, so that the same project has the same bytes."""
 
 MARK = b"geolabel "
-"""Begins the comment of an archive; the SHA-256 of all before it follows, which ends where a person saves."""
+"""Start of the archive's comment, followed by the SHA-256 of everything before it; QGIS drops it on saving."""
 
 DIGITS = 64
 
 MAX_BYTES = 64 << 20
-"""Of a project that may be geolabel's: a larger one never is."""
+"""Maximum size of a project to check: a larger one is not geolabel's."""
 
 KEYS = ("id", "prompt", "tile", "change", "window")
-"""Columns that name a feature, of which a layer with a style has one."""
+"""Columns to name a feature by; a layer with a style has one of them."""
 
 MARGIN = 0.05
-"""Around what the map shows at first, as a share of it."""
+"""Margin around the initial view, as a share of it."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class _Layer:
     provider: str
     """``ogr`` or ``gdal``."""
     content: ET.Element
-    """What its element holds beside its name, its file and its CRS."""
+    """Contents of its element beside its name, its file and its CRS."""
     shown: bool = True
     inner: str = ""
-    """Name of the layer in the file, where that has several."""
+    """Name of the layer in the file, if that has several."""
 
 
 def write_project(
@@ -94,22 +94,22 @@ def write_project(
     scene
         File of the scene that they were found in, or several, the first on top.
     before
-        Files of the time before, not ticked at first.
+        Files of the time before, hidden at first.
     bands, gsd, stretch
         How the scenes are read, see `geolabel.Reading`.
     before_bands
-        Bands of `before`, where they are others than a reader would take.
+        Which bands of `before` are red, green and blue, if not those that a reader would choose.
     overwrite
-        Whether a project that is there may be replaced. One that is not as geolabel wrote it never is.
+        Whether to replace an existing project; one that was changed is never replaced.
 
     Returns
     -------
-    Names of the ``layers`` and of the ``scenes``, the topmost first.
+    Names of the ``layers`` and of the ``scenes``, topmost first.
 
     Raises
     ------
     OutputError
-        If the project cannot be written, or a person's would be replaced.
+        If the project cannot be written, or was saved by a person.
     OptionError
         If a scene is not a file of this machine.
     VectorError
@@ -157,11 +157,11 @@ def _check_file(path: Path) -> None:
         raise OptionError(f"{path}: QGIS takes what follows | for options; rename the file or the folder")
 
 
-# --- whose project it is ---------------------------------------------------------------------------------------------
+# --- who wrote a project ---------------------------------------------------------------------------------------------
 
 
 def _check_ours(path: Path) -> None:
-    """Refuse to replace a project that is not as geolabel wrote it."""
+    """Refuse to replace a project that has been changed since geolabel wrote it."""
     if path.exists() and not _is_ours(path):
         raise OutputError(
             f"{path} was saved in QGIS, or not written by geolabel, and is not replaced: give another name, or delete "
@@ -219,7 +219,7 @@ def _geometry(kind: str) -> str:
 
 
 def _raster_layer(path: Path, source: Source, *, shown: bool = True) -> _Layer:
-    """A scene in the colours that geolabel sees it in."""
+    """A scene in the colours of geolabel's stretch."""
     element = ET.Element("maplayer", type="raster", styleCategories="AllStyleCategories")
     alpha = source.reader.header.alpha
     colours = ("red", "green", "blue")
@@ -242,12 +242,12 @@ Bounds = tuple[float, float, float, float]
 
 
 def _bounds(slides: Path, layers: Iterable[_Layer], sources: Sequence[Source]) -> Bounds | None:
-    """What the map shows at first, in the CRS of the layers: the scenes, or all polygons; None where there is nothing.
+    """The initial view, in the CRS of the layers: the scenes, or all polygons; None if there are neither.
 
     Raises
     ------
     SceneError
-        If a scene has no place in the CRS of the layers.
+        If a scene lies outside the domain of the layers' CRS.
     """
     first = next(iter(layers))
     if sources:
@@ -291,7 +291,7 @@ def _project(
 
 
 def _filled(layer: _Layer, key: str, source: str) -> ET.Element:
-    """The element of a layer, with what names it first."""
+    """The element of a layer, with its name and id first."""
     element = layer.content
     named: Mapping[str, str] = {"id": key, "datasource": source, "layername": layer.name}
     for place, (name, text) in enumerate(named.items()):
@@ -305,13 +305,13 @@ def _filled(layer: _Layer, key: str, source: str) -> ET.Element:
 
 
 def _key(layer: _Layer) -> str:
-    """By what the project knows a layer; the same layer has the same key."""
+    """Id of a layer in the project; the same layer has the same id."""
     name = "".join(sign if sign.isalnum() else "_" for sign in layer.name)
     return f"{name}_{uuid.uuid5(uuid.NAMESPACE_URL, f'{layer.path.name}/{layer.provider}/{layer.name}')}"
 
 
 def _source(layer: _Layer, out: Path) -> str:
-    """Where QGIS finds a layer: from the folder of the project, or, on another drive, from its root."""
+    """Path of a layer for QGIS: relative to the project, or absolute on another drive."""
     try:
         path = Path(os.path.relpath(layer.path.absolute(), out.absolute().parent)).as_posix()
     except ValueError:

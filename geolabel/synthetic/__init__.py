@@ -1,7 +1,7 @@
 """Procedural landslide scenes with truth.
 
 Every pixel is drawn from a seed: a fractal relief, land cover that follows it, landslides that run down it, and a
-camera. Bare ground that is no landslide covers at least twice the landslides' area and is made of the same soils, so
+camera. Bare ground that is not landslide covers at least twice the landslides' area and is made of the same soils, so
 colour alone does not tell them apart; shape, texture and the place on the slope do.
 """
 
@@ -22,21 +22,21 @@ from geolabel.types import Float32Array, Int32Array, UInt8Array
 __all__ = ["CLASSES", "SyntheticPair", "SyntheticScene", "synthesize", "synthesize_pair"]
 
 SHARE = (0.03, 0.12)
-"""Minimum and maximum part of a scene that landslides are meant to cover."""
+"""Minimum and maximum share of a scene that landslides are meant to cover."""
 
 BARE_RATIO = 2.05
-"""Bare ground that is no landslide covers at least this many times the landslides' area."""
+"""Bare ground other than landslides covers at least this many times the landslides' area."""
 
 OLDER, GROWN = (0.35, 0.75), (0.6, 1.0)
-"""How fresh a landslide was before it moved again, and how far down its way it reached, both 0..1."""
+"""How fresh a landslide was before it moved again, and how far down its path it reached, both 0..1."""
 
 MAX_SHIFT = 3.0
-"""Maximum displacement of a scene before along either axis, pixels."""
+"""Maximum displacement of the scene before, along either axis, in pixels."""
 
 
 @dataclass(frozen=True)
 class SyntheticScene:
-    """A scene and what is true of it."""
+    """A scene and its truth."""
 
     rgb: UInt8Array
     """(H, W, 3)"""
@@ -53,7 +53,7 @@ class SyntheticScene:
 
     @property
     def count(self) -> int:
-        """Number of landslides to be seen; one may hide another."""
+        """Number of visible landslides; one may hide another."""
         return len(np.unique(self.ids[self.truth > 0]))
 
 
@@ -91,13 +91,13 @@ class SyntheticPair:
     """A scene, and the same place before its landslides."""
 
     after: SyntheticScene
-    """It also has new roads, pits and ploughed fields."""
+    """The scene after; it also has new roads, pits and ploughed fields."""
     before: UInt8Array
     """(H, W, 3) of another day: other light, another season, another camera."""
     shift: tuple[float, float]
-    """Rows and columns by which the content of `before` is displaced, pixels."""
+    """Rows and columns by which the content of `before` is displaced, in pixels."""
     reactivated: tuple[int, ...] = ()
-    """Numbers of the landslides that are on `before` too, older and shorter."""
+    """Numbers of the landslides that are in `before` too, older and shorter."""
 
 
 def synthesize_pair(
@@ -105,13 +105,14 @@ def synthesize_pair(
 ) -> SyntheticPair:
     """Make a scene with landslides, and the same place before them; see `synthesize`.
 
-    What was bare before stays bare: quarries, banks of gravel, old roads, fallow fields. What is new and no landslide
-    covers about as much as the landslides.
+    Ground that was bare before stays bare: quarries, gravel banks, old roads, fallow fields. New bare ground other than
+    landslides covers about as much as the landslides.
 
     Parameters
     ----------
     reactivated
-        How likely a landslide was there before, 0..1: partly overgrown, and often shorter. The scene after is the same.
+        Probability that a landslide was there before, 0..1: partly overgrown, and often shorter. It changes `before`
+        only.
     """
     if not 0 <= reactivated <= 1:
         raise OptionError(f"{reactivated:g} of the landslides reactivated: give a share of 0 to 1")
@@ -134,7 +135,7 @@ def synthesize_pair(
 
 
 def _older(slides: list[Slide], share: float, rng: np.random.Generator) -> dict[int, Slide]:
-    """Some of the landslides as they were before they moved again, by their numbers."""
+    """Some of the landslides before they moved again, by their numbers."""
     again = {}
     for number, slide in enumerate(slides, 1):
         moved, freshness, reach = rng.random(), float(rng.uniform(*OLDER)), rng.uniform(*GROWN)
@@ -164,9 +165,9 @@ def _make_slides(land: Cover, terrain: Terrain, rng: np.random.Generator) -> tup
 
 
 def _number(classes: UInt8Array, slides: list[Slide]) -> tuple[Int32Array, list[Slide]]:
-    """Number the landslides, but for those that would leave too little other bare ground.
+    """Number the landslides, except those that would leave too little other bare ground.
 
-    Where two overlap, the one that came first keeps the ground; one that lies wholly under others has no number.
+    Where two overlap, the earlier one keeps the ground; one that is completely covered by others has no number.
     """
     ids = np.zeros(classes.shape, np.int32)
     bare, slid, kept = int((classes == BARE).sum()), 0, list[Slide]()

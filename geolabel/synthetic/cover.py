@@ -1,4 +1,4 @@
-"""Land cover: a map of classes, among them much bare ground that is no landslide."""
+"""Land cover: a map of classes, with much bare ground that is not landslide."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FOREST, GRASS, FIELD, BARE, ROCK, ROAD, RIVER, ROOF, LANDSLIDE = range(len(CLASS
 
 @dataclass(frozen=True)
 class Cover:
-    """What the ground carries before any landslide."""
+    """Land cover before any landslide."""
 
     classes: UInt8Array
     """(H, W)"""
     variant: Float32Array
-    """(H, W) 0..1, one value per field, roof or patch of soil: what tells neighbours of one class apart."""
+    """(H, W) 0..1, one value per field, roof or patch of soil, to vary neighbours of one class."""
     grain: Float32Array
     """(H, W) share by which furrows, terraces and tracks lighten the ground."""
     weeds: Float32Array
-    """(H, W) 0..1, how much has grown on ground that is called bare."""
+    """(H, W) 0..1, how overgrown bare ground is."""
 
     def paint(
         self,
@@ -37,7 +37,7 @@ class Cover:
         window: tuple[slice, slice],
         weeds: float = 0.0,
     ) -> None:
-        """Give the pixels of a window that `where` marks a class and a variant, with so many weeds."""
+        """Give the pixels of a window where `where` is true a class, a variant and a degree of overgrowth."""
         self.classes[window][where] = number
         self.variant[window][where] = variant if isinstance(variant, float) else variant[where]
         self.weeds[window][where] = weeds
@@ -53,7 +53,7 @@ TERRACED = 0.5
 
 
 def make_cover(terrain: Terrain, gsd: float, rng: np.random.Generator) -> Cover:
-    """Draw the land cover: woods on the slopes, fields on the floors, and what people and rivers lay bare."""
+    """Draw the land cover: woods on the slopes, fields on the valley floors, and ground bared by people and rivers."""
     shape = (terrain.dem.shape[0], terrain.dem.shape[1])
     none = np.zeros(shape, np.float32)
     cover = Cover(np.full(shape, FOREST, np.uint8), np.full(shape, 0.5, np.float32), none, none.copy())
@@ -121,7 +121,7 @@ def _terrace(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generato
     step = np.float32(float(width) * gsd * float(np.median(terrain.slope[where])))
     rise = ndimage.gaussian_filter(terrain.dem, 3) / step + np.float32(0.15) * smooth_noise(shape, 3 * width, rng)
     level = np.floor(rise).astype(np.int32)
-    owner = np.floor(2 * smooth_noise(shape, 12 * width, rng)).astype(np.int32)  # a family tills several levels
+    owner = np.floor(2 * smooth_noise(shape, 12 * width, rng)).astype(np.int32)  # a family farms several terraces
     value = rng.random(8191, dtype=np.float32)[(level * 7919 + owner * 104_729) % 8191]
     dug = np.float32(rng.uniform(0, 0.6))
     cover.paint(FIELD, where, (value - dug) / (1 - dug), WHOLE)
@@ -131,7 +131,7 @@ def _terrace(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generato
 
 
 def _erode(cover: Cover, dryness: float, rng: np.random.Generator) -> None:
-    """Dry, grazed or cleared ground: ragged patches anywhere, some on steep ground, without a way down."""
+    """Dry, grazed or cleared ground: ragged patches anywhere, some on steep ground, without a runout."""
     shape = (cover.classes.shape[0], cover.classes.shape[1])
     for size, fraction in ((32, 0.008), (64, 0.02), (256, 0.025)):
         field = fractal_noise(shape, size, 4, rng, persistence=0.55)
@@ -156,7 +156,7 @@ def _dig(cover: Cover, rng: np.random.Generator) -> None:
 
 
 def _let_river_run(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Generator) -> None:
-    """Water that swings over the floor of the valley, banks of gravel beside it; some valleys are dry."""
+    """A river that meanders over the valley floor, with gravel banks; some valleys are dry."""
     if rng.random() < 0.3:
         return
     shape = (terrain.dem.shape[0], terrain.dem.shape[1])
@@ -183,7 +183,7 @@ def _lay_roads(cover: Cover, terrain: Terrain, gsd: float, rng: np.random.Genera
             _, along, signed = frame(shape, center, rng.uniform(0, np.pi), sum(shape))
             wave = rng.uniform(120, 300)
             signed = signed + np.float32(offset) + np.float32(0.25 * wave) * wander(along, wave, rng)
-        signed = signed / np.maximum(np.hypot(*np.gradient(signed)), 0.3)  # as wide across every bend
+        signed = signed / np.maximum(np.hypot(*np.gradient(signed)), 0.3)  # equally wide in every bend
         uphill = np.sign(
             np.gradient(terrain.dem, axis=0) * np.gradient(signed, axis=0)
             + np.gradient(terrain.dem, axis=1) * np.gradient(signed, axis=1)

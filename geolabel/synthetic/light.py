@@ -25,7 +25,7 @@ SEASONS: dict[str, tuple[Colour, Colour, Colour, Colour]] = {
 """Reflectance in red, green and blue: dark and light trees, fresh and withered grass."""
 
 FREQUENCY = (0.35, 0.3, 0.13, 0.09, 0.13)
-"""How often each season is drawn."""
+"""Probability of each season."""
 
 SOILS: tuple[Colour, ...] = (
     (0.42, 0.33, 0.24),
@@ -36,7 +36,7 @@ SOILS: tuple[Colour, ...] = (
     (0.30, 0.22, 0.17),
     (0.52, 0.48, 0.41),
 )
-"""Reflectance of bare ground: what fields, quarries, river banks and landslides of a region are made of."""
+"""Reflectance of bare ground: fields, quarries, river banks and landslides of a region share it."""
 
 ROOFS: tuple[Colour, ...] = ((0.42, 0.22, 0.16), (0.20, 0.28, 0.42), (0.55, 0.55, 0.54), (0.30, 0.28, 0.27))
 
@@ -51,7 +51,7 @@ ROUGHNESS = {
     cover.ROOF: 0.05,
     cover.LANDSLIDE: 0.0,
 }
-"""Spread of the brightness of each class from pixel to pixel."""
+"""Standard deviation of the brightness of each class from pixel to pixel."""
 
 
 def reflect(
@@ -62,12 +62,13 @@ def reflect(
     rng: np.random.Generator,
     day: np.random.Generator | None = None,
 ) -> Float32Array:
-    """(H, W, 3) light that comes back from the scene, 0..1 where nothing is brighter than a white sheet in the sun.
+    """(H, W, 3) light reflected by the scene, 0..1 where nothing is brighter than a white sheet in the sun.
 
     Parameters
     ----------
     day
-        Season, light and clouds of another day; trees and stones stay those of `rng`. None for the same day.
+        Generator for season, light and clouds of another day; trees and stones stay those of `rng`. None for the same
+        day.
     """
     shape = (land.classes.shape[0], land.classes.shape[1])
     palette = _palette(rng)
@@ -123,7 +124,7 @@ def _palette(rng: np.random.Generator) -> Float32Array:
 
 
 def _another_season(palette: Float32Array, rng: np.random.Generator) -> Float32Array:
-    """The palette of the same region at another time of the year: other leaves, ground that is drier or wetter."""
+    """The palette of the same region in another season: other leaves, drier or wetter ground."""
     trees, light, grass, withered = (np.asarray(c) for c in SEASONS[str(rng.choice(list(SEASONS), p=FREQUENCY))])
     later = palette * (1 + rng.normal(0, 0.06, (1, palette.shape[1], 1))).astype(np.float32)
     for number, (first, second) in {
@@ -137,7 +138,7 @@ def _another_season(palette: Float32Array, rng: np.random.Generator) -> Float32A
 
 
 def _pavement(soil: Colour, rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """Colours of two roads: from black asphalt to white concrete, under more or less dust of the ground around."""
+    """Colours of two roads: from black asphalt to white concrete, under more or less dust of the surrounding ground."""
     grey, dust = np.exp(rng.uniform(np.log(0.18), np.log(0.85), 2)), rng.uniform(0, 0.6)
     hue = 1 - dust + dust * np.asarray(soil) / np.mean(soil)
     first, second = (tuple((g * hue).tolist()) for g in grey)
@@ -145,7 +146,7 @@ def _pavement(soil: Colour, rng: np.random.Generator) -> tuple[Colour, Colour]:
 
 
 def _grow(mix: Float32Array, height: Float32Array, woods: BoolArray, gsd: float, rng: np.random.Generator) -> None:
-    """Trees some metres wide; where pixels are too large to show them, only their clumps are left."""
+    """Trees some metres wide; where pixels are too large to show them, only their clumps remain."""
     shape: Shape = (woods.shape[0], woods.shape[1])
     spacing, tall, uneven = rng.uniform(3.5, 8), rng.uniform(5, 16), rng.uniform(0.25, 0.5)
     if spacing / gsd >= 2.5:
@@ -161,7 +162,7 @@ def _grow(mix: Float32Array, height: Float32Array, woods: BoolArray, gsd: float,
 
 
 def _sunlight(surface: Float32Array, gsd: float, rng: np.random.Generator) -> Float32Array:
-    """(H, W) light on a surface of metres: the sun's by Lambert's law where no shadow falls, the sky's everywhere."""
+    """(H, W) light on a surface in metres: the sun's by Lambert's law outside shadows, the sky's everywhere."""
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(30, 65))
     toward = (float(np.sin(azimuth)), float(np.cos(azimuth)))
     row, col = np.gradient(surface, gsd)
@@ -185,7 +186,7 @@ def _sunlight(surface: Float32Array, gsd: float, rng: np.random.Generator) -> Fl
 def _overgrow(
     image: Float32Array, land: Cover, palette: Float32Array, tone: Float32Array, rng: np.random.Generator
 ) -> None:
-    """Let grass come up in tufts on bare ground that has lain for years; what slid this year shows none."""
+    """Grow grass in tufts on bare ground that has lain for years; this year's landslides show none."""
     shape = (tone.shape[0], tone.shape[1])
     tufts = land.weeds * np.clip(1 + 0.6 * fractal_noise(shape, 32, 4, rng, persistence=0.7), 0, 1.2)
     fresh, withered = palette[:, cover.GRASS]
@@ -194,7 +195,7 @@ def _overgrow(
 
 
 def _lay_bare(image: Float32Array, slide: Slide, palette: Float32Array, rng: np.random.Generator) -> None:
-    """Paint a landslide: streaks along its way, blocks in its deposit, a dark scarp, grass coming back."""
+    """Paint a landslide: streaks along its path, blocks in its deposit, a dark scarp, regrowing grass."""
     shape = (slide.mask.shape[0], slide.mask.shape[1])
     size = slide.size
     first, second = palette[:, cover.BARE]
@@ -215,13 +216,13 @@ def _lay_bare(image: Float32Array, slide: Slide, palette: Float32Array, rng: np.
 
 
 BLOCK = 8
-"""Side of the squares that a compressed picture is made of, pixels."""
+"""Side of the blocks of JPEG compression, in pixels."""
 
 
 def photograph(light: Float32Array, rng: np.random.Generator) -> UInt8Array:
-    """(H, W, 3) a picture of (H, W, 3) light: haze, blur, colour response, noise, compression, rounding to 8 bits.
+    """(H, W, 3) a photograph of (H, W, 3) light: haze, blur, colour response, noise, compression, rounding to 8 bits.
 
-    `light` is used up.
+    `light` is overwritten.
     """
     haze = np.asarray([0.5, 0.75, 1.0], np.float32) * np.float32(rng.uniform(0, 0.07))
     gain = 1 + rng.normal(0, 0.07, 3).astype(np.float32)
@@ -250,9 +251,9 @@ def photograph(light: Float32Array, rng: np.random.Generator) -> UInt8Array:
 
 
 def _quantise_blocks(band: Float32Array, coarseness: float) -> Float32Array:
-    """Round the cosine coefficients of each block of pixels, the finer waves the more coarsely, as JPEG does.
+    """Round the cosine coefficients of each block of pixels, higher frequencies more coarsely, as in JPEG.
 
-    Whole rows of blocks are worked on in turn, so memory is bounded by them; what does not fill a block stays as it is.
+    Whole rows of blocks are processed in turn, which bounds memory; incomplete blocks at the edge are not changed.
     """
     rows, cols = (side // BLOCK for side in band.shape)
     wave = np.arange(BLOCK, dtype=np.float32)

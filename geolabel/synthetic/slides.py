@@ -14,14 +14,14 @@ SMALLEST, LARGEST = 30.0, 560.0
 """Length of a landslide from crown to toe, pixels."""
 
 LEAST_AREA = 120
-"""Pixels. Smaller ones look like gaps between trees."""
+"""Minimum area of a landslide in pixels. Smaller ones look like gaps between trees."""
 
 SISTERS = 0.35
-"""How likely a landslide starts beside the one before, so that some run together."""
+"""Probability that a landslide starts beside the previous one, so that some run together."""
 
 
 ROADSIDE = 0.3
-"""How likely a landslide starts near a road, whose cut has made the slope steeper."""
+"""Probability that a landslide starts near a road, whose cut has steepened the slope."""
 
 NEAR = 48
 """Pixels to the nearest road that count as near."""
@@ -41,9 +41,9 @@ class Slide:
     depth: Float32Array
     """(h, w) pixels to the edge, negative outside."""
     tone: float
-    """0..1, where in the scene's palette of soil its material lies."""
+    """0..1, the mixing ratio of the two soils of the scene's palette."""
     freshness: float
-    """0..1, how little has grown over it."""
+    """0..1, how free of vegetation it is."""
 
     @property
     def size(self) -> float:
@@ -51,7 +51,7 @@ class Slide:
         return max(2.0, float(self.depth[self.mask].max()))
 
     def lift(self, gsd: float) -> Float32Array:
-        """(h, w) metres by which the ground rose: less than zero under the scarp, more in the deposit; 0 outside."""
+        """(h, w) change of height in metres: negative under the scarp, positive in the deposit; 0 outside."""
         bowl = np.clip(self.depth / self.size, 0, 1) ** 0.5
         return np.asarray(bowl * (1.1 * self.along - 0.6) * self.size * gsd * 0.35, np.float32)
 
@@ -64,14 +64,14 @@ def make_slides(
     clear: BoolArray | None = None,
     roads: BoolArray | None = None,
 ) -> list[Slide]:
-    """Let landslides come down until they cover about `share` of the scene.
+    """Draw landslides until they cover about `share` of the scene.
 
     Parameters
     ----------
     clear : (H, W)
-        Where none is seen: rivers carry it off, people clear their roads.
+        Where no landslide is visible: rivers carry it off, people clear their roads.
     roads : (H, W)
-        Near which more of them start.
+        Roads, near which more landslides start.
     """
     height, width = terrain.dem.shape
     clear = np.zeros((height, width), np.bool_) if clear is None else clear
@@ -99,7 +99,7 @@ def make_slides(
 
 
 def _near(roads: BoolArray, places: Int64Array) -> BoolArray:
-    """(N,) which places (N, 2) have a road nearby, seen in cells of 4 px."""
+    """(N,) whether each place (N, 2) has a road nearby, in cells of 4 px."""
     cells = np.logical_or.reduceat(
         np.logical_or.reduceat(roads, range(0, roads.shape[0], 4), 0), range(0, roads.shape[1], 4), 1
     )
@@ -131,7 +131,7 @@ def _trace(terrain: Terrain, start: Float64Array, length: float, rng: np.random.
     height, width = terrain.dem.shape
     step = max(1.0, length / 80)
     point, direction, points = start.astype(float), np.zeros(2), []
-    rest = rng.uniform(0.08, 0.2)  # the rise over run on which it comes to rest
+    rest = rng.uniform(0.08, 0.2)  # the slope, rise over run, on which it comes to rest
     for _ in range(int(length / step)):
         row, col = np.floor(point).astype(int)
         if not (0 <= row < height and 0 <= col < width):
@@ -181,7 +181,7 @@ def _fill(clear: BoolArray, axis: Float64Array, half: Float64Array, rng: np.rand
 
 
 def _along_axis(shape: tuple[int, int], axis: Float64Array) -> tuple[np.ndarray, Float64Array, Float64Array]:
-    """For every pixel the number of the nearest point of an axis, the distance to it and the side it lies on."""
+    """For every pixel the number of the nearest point of an axis, the distance to it, and its side of the axis."""
     image = np.full(shape, True)
     number = np.zeros(shape, np.int64)
     local = np.clip(axis.astype(int), 0, np.asarray(shape) - 1)

@@ -1,4 +1,4 @@
-"""Relief: valleys with flat floors, spurs and gullies on their sides, the way down, and the random fields below."""
+"""Relief: valleys with flat floors, spurs and gullies on their sides, the flow direction, and random fields."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from scipy import ndimage
 from geolabel.types import BoolArray, Float32Array, Float64Array
 
 LARGEST_FORM = 1400
-"""Pixels. Landforms grow with a scene up to this size; a larger scene shows more of them."""
+"""Size in pixels up to which landforms grow with a scene; a larger scene shows more of them."""
 
 
 @dataclass(frozen=True)
 class Terrain:
-    """A relief in metres and what follows from it."""
+    """A relief in metres, and quantities derived from it."""
 
     dem: Float32Array
     """(H, W) metres."""
@@ -27,13 +27,13 @@ class Terrain:
     valley: Float32Array
     """(H, W) pixels from the axis of the nearest valley; negative on one side."""
     flat: float
-    """Half the width of the valleys' floors, pixels."""
+    """Half the width of the valley floors, in pixels."""
 
 
 def make_terrain(shape: Shape, gsd: float, rng: np.random.Generator) -> Terrain:
-    """Draw a relief: parallel winding valleys, gullies that run down their sides, fractal hills over all.
+    """Draw a relief: parallel winding valleys, gullies down their sides, and fractal hills.
 
-    Forms are the same in pixels at every gsd but for their height: the slopes of a landscape hardly depend on scale.
+    Forms have the same size in pixels at every gsd; only their height scales, since slopes hardly depend on scale.
     """
     form = min(max(shape), LARGEST_FORM)
     period, flat = form * rng.uniform(1.0, 1.7), form * rng.uniform(0.01, 0.1)
@@ -53,7 +53,7 @@ def make_terrain(shape: Shape, gsd: float, rng: np.random.Generator) -> Terrain:
     relief = 0.3 * side + rise * (rng.uniform(0.025, 0.06) * hills + rng.uniform(0.03, 0.06) * gullies)
     row, col = np.gradient(relief)
     steepness = np.hypot(row, col)
-    # the steeper half of the country stands at 24 to 38 degrees
+    # the steeper half of the area stands at 24 to 38 degrees
     scale = np.float32(rng.uniform(0.45, 0.78) / np.quantile(steepness[::8, ::8], 0.75))
     slope = steepness * scale
     rough = fractal_noise(shape, form / 24, 2, rng, persistence=0.4)
@@ -89,7 +89,7 @@ def fractal_noise(
     """
     first = max(0, round(math.log2(max(longest, 1))))
     last = min(first, max(0, round(math.log2(max(shortest, 1)))))
-    # each refinement eats a cell at both ends: the margin is what is left after all of them
+    # each refinement consumes a cell at both ends: the margin is what remains after all of them
     field = rng.standard_normal([-(-side // 2**first) + 3 for side in shape], dtype=np.float32)
     for level in range(first - 1, -1, -1):
         field = _refine(field)
@@ -128,19 +128,19 @@ def wander(positions: Float32Array, wavelength: float, rng: np.random.Generator)
     low = float(positions.min())
     count = int((float(positions.max()) - low) / wavelength) + 5
     knots = ndimage.spline_filter1d(rng.standard_normal(count), order=3)
-    # a table of fine steps: to interpolate in it linearly is much quicker than to evaluate the spline everywhere
+    # a table of fine steps: linear interpolation in it is much faster than evaluating the spline everywhere
     steps = np.linspace(1, count - 2, 32 * count)
     table = ndimage.map_coordinates(knots, steps[None], order=3, prefilter=False)
     return np.asarray(np.interp((positions - low) / wavelength + 1, steps, table), np.float32)
 
 
 def crowns(shape: Shape, spacing: float, rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
-    """Tree crowns: paraboloids on a jittered lattice of pitch `spacing` pixels, the highest one seen at each pixel.
+    """Tree crowns: paraboloids on a jittered lattice of pitch `spacing` pixels; each pixel shows the highest one.
 
     Returns
     -------
     dome : (H, W)
-        Height of the crowns' surface: 0 between crowns, 1 on the tallest tops.
+        Height of the crowns' surface: 0 between crowns, 1 at the tallest tops.
     tone : (H, W)
         One random number from 0 to 1 per tree.
     """
@@ -149,7 +149,7 @@ def crowns(shape: Shape, spacing: float, rng: np.random.Generator) -> tuple[Floa
     top = rng.uniform(0.6, 1.0, cells).astype(np.float32)
     steepness = top / rng.uniform(0.45, 0.85, cells).astype(np.float32) ** 2
     shade = rng.random(cells, dtype=np.float32)
-    # the four nearest cells decide; a tree of a fifth one reaches a pixel too rarely to be missed
+    # the four nearest cells decide; a tree of a fifth one reaches a pixel too rarely to matter
     y, x = ((np.arange(side, dtype=np.float32) + 0.5) / np.float32(spacing) for side in shape)
     dome, tone = np.zeros(shape, np.float32), np.full(shape, 0.5, np.float32)
     for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -165,7 +165,7 @@ def crowns(shape: Shape, spacing: float, rng: np.random.Generator) -> tuple[Floa
 
 
 def share(field: Float32Array, fraction: float) -> BoolArray:
-    """(H, W) the highest `fraction` of a field."""
+    """(H, W) where a field has its highest `fraction` of values."""
     sample = field[:: max(1, field.shape[0] // 256), :: max(1, field.shape[1] // 256)]
     return field > np.quantile(sample, 1 - fraction)
 

@@ -29,21 +29,21 @@ from geolabel.types import BoolArray, UInt8Array
 log = logging.getLogger(__name__)
 
 STRIP = 256
-"""Rows of a picture that are read at a time."""
+"""Rows of a picture that are read at once."""
 
 MAX_SIDE = 8192
-"""Pixels along a side of a picture: browsers and printers take no larger one everywhere."""
+"""Maximum side of a picture, in pixels: not every browser or printer takes more."""
 
 ANY_PLANE = pyproj.CRS.from_epsg(3857)
 """Stands for the plane of scenes without CRS, which are never reprojected."""
 
 SEGMENTS = 32
-"""Pieces that the sides of a frame are cut into before they change their CRS."""
+"""Segments that the sides of a frame are divided into before they are reprojected."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A scene, and how it is shown."""
+    """A scene, and how it is rendered."""
 
     reader: SceneReader
     stretch: Stretch
@@ -93,29 +93,29 @@ class Backdrop:
     """A picture of scenes."""
 
     image: UInt8Array
-    """(H, W, 3), red first; 0 where not valid."""
+    """(H, W, 3), RGB; 0 where not valid."""
     valid: BoolArray
     """(H, W)"""
     grid: Grid
-    """North up, with pixels that are square on the ground."""
+    """North up, with square pixels on the ground."""
 
 
 def frame_of(grids: Sequence[Grid], crs: pyproj.CRS | None, max_pixels: int) -> Grid:
-    """The grid of a picture that shows scenes whole: north up, in a CRS, no finer than the finest of them.
+    """The grid of a picture of whole scenes: north up, in a CRS, no finer than the finest scene.
 
     Parameters
     ----------
     grids
-        Of the scenes, at least one.
+        Grids of the scenes, at least one.
     crs
-        Of the picture; None for scenes without one.
+        CRS of the picture; None for scenes without one.
     max_pixels
-        Of the picture.
+        Maximum number of pixels of the picture.
 
     Raises
     ------
     SceneError
-        If a scene has a CRS and the picture has none, or the other way round, or has no place in it.
+        If only one of scene and picture has a CRS, or the scene lies outside the domain of the picture's CRS.
     """
     for grid in grids:
         if (grid.crs is None) != (crs is None):
@@ -156,7 +156,7 @@ def _gsd(height_m: float, width_m: float, finest: float, max_pixels: int) -> flo
 
 
 def _outline_in(grid: Grid, crs: pyproj.CRS | None) -> shapely.Geometry:
-    """The frame of a grid in a CRS, its sides bent."""
+    """The outline of a grid in a CRS, with bent sides."""
     outline = grid.outline
     if grid.crs is None or crs is None or _same_crs(grid.crs, crs):
         return outline
@@ -168,7 +168,7 @@ def _outline_in(grid: Grid, crs: pyproj.CRS | None) -> shapely.Geometry:
 
 
 def paint(sources: Iterable[Source], frame: Grid) -> Backdrop:
-    """Show scenes on one grid, the first that is valid on top.
+    """Render scenes on one grid, the first valid one on top.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def paint(sources: Iterable[Source], frame: Grid) -> Backdrop:
 
 
 def _on_frame(source: Source, frame: Grid) -> tuple[UInt8Array, BoolArray] | None:
-    """A scene on the grid of a picture; None where it does not reach into it."""
+    """A scene on the grid of a picture; None if it does not reach into it."""
     scaled = source.grid.at_gsd(max(source.grid.gsd, frame.gsd))
     if scaled.window == frame.window and scaled.window_of(frame) == frame.window:
         return _read(source, scaled, scaled.window)

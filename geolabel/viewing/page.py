@@ -1,8 +1,8 @@
 """The page of a review: one HTML file that shows an inventory on its scene, without external resources.
 
 A person accepts and rejects in it and downloads the reviewed file, which ``extract --keep-reviewed`` reads.
-The page holds pictures of the scene, the outlines with all their digits, and a script of its
-own. A policy in its head lets nothing else run, and all texts of the file travel as JSON that is never read as markup.
+The page contains pictures of the scene, the outlines with all their digits, and its own script. A content security
+policy blocks anything else, and all texts of the file are JSON that is never parsed as HTML.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ from geolabel.viewing.backdrop import Backdrop, Source, frame_of, paint
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 12_000_000
-"""Of each picture of a page, some 2 to 4 MB."""
+"""Maximum number of pixels of each picture of a page, some 2 to 4 MB."""
 
 QUALITY = 80
-"""Of the pictures, of 0 to 100."""
+"""WebP quality of the pictures, 0 to 100."""
 
 TABLE = ("id", "class", "confidence", "area_m2", "reason", "status")
-"""Columns of the table, as far as they are there and, of a class or the reason of a candidate, differ."""
+"""Columns of the table, if present; class and reason only if they differ."""
 
 LONLAT = "OGC:CRS84"
 
 AROUND = 0.1
-"""Share of the extent of the polygons that is shown around them, of a scene without end."""
+"""Margin around the polygons, as a share of their extent, where the scene is map tiles."""
 
 POLICY = (
     "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
 )
-"""Of the page: its own style and script, known by their hashes, and pictures inside the page."""
+"""Content security policy of the page: its own style and script, known by their hashes, and embedded pictures."""
 
 
 def view(
@@ -100,11 +100,11 @@ def view(
     bands, nodata, gsd, time, stretch
         How the scenes are read, see `geolabel.Reading`.
     before_bands
-        Bands of `before`, where they are others than a reader would take.
+        Which bands of `before` are red, green and blue, if not those that a reader would choose.
     max_pixels
-        Of each picture.
+        Maximum number of pixels of each picture.
     overwrite
-        Whether a page that is there may be replaced.
+        Whether to replace an existing page.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def view(
 
 
 def _area(inventory: gpd.GeoDataFrame) -> tuple[float, float, float, float] | None:
-    """Left, bottom, right, top in web Mercator of polygons and what is around them; None without polygons or CRS."""
+    """Left, bottom, right, top in web Mercator of the polygons with a margin; None without polygons or CRS."""
     if not len(inventory) or inventory.crs is None:
         return None
     left, bottom, right, top = inventory.to_crs(TILES_CRS).total_bounds
@@ -154,11 +154,11 @@ def _area(inventory: gpd.GeoDataFrame) -> tuple[float, float, float, float] | No
 
 
 def _doubts(inventory: gpd.GeoDataFrame, shown: Sequence[str], frame: Grid) -> list[str]:
-    """What speaks against the scenes that are shown: polygons of other scenes, or outside the picture."""
+    """Reasons to doubt the scenes that are shown: polygons of other scenes, or outside the picture."""
     found = []
     known = {_file_name(name) for text in inventory.get("source", ()) for name in _names(text)}
     given = {_file_name(name) for name in shown}
-    known = {name for name in known if Path(name).suffix}  # what was an array has no file
+    known = {name for name in known if Path(name).suffix}  # an array has no file
     if known and not known & given:
         found.append(
             f"its polygons were found in {_few(known)}, and the page shows {_few(given)}: give --scene with the scene "
@@ -194,11 +194,11 @@ def _few(names: Iterable[str]) -> str:
 
 
 LAYER = "layer "
-"""Column of the layer of a polygon. The space keeps it apart from a person's columns."""
+"""Name of the column for the layer of a polygon. The space keeps it apart from a person's columns."""
 
 
 def _inventory(slides: str | Path) -> gpd.GeoDataFrame:
-    """All polygons of a file, in a CRS that GeoJSON can name: that of the file where it has a code."""
+    """All polygons of a file, in a CRS that GeoJSON can name: the file's own if it has a code."""
     tables = polygon_tables(Path(slides))
     crs = next(iter(tables.values())).crs
     target = pyproj.CRS.from_user_input(LONLAT) if crs is not None and _name_of(crs) is None else crs
@@ -215,7 +215,7 @@ def _inventory(slides: str | Path) -> gpd.GeoDataFrame:
         raise VectorError(f"{slides}: the status {unknown[0]!r} is none of {', '.join(REVIEW_STATES)}")
     notes = together["notes"] if "notes" in together else pd.Series(None, together.index, dtype=object)
     together = gpd.GeoDataFrame(together.assign(status=states, notes=notes), geometry="geometry", crs=target)
-    if LAYER_OF in together:  # the page gives that name to the layer of a polygon
+    if LAYER_OF in together:  # the page uses that name for the layer of a polygon
         together = together.rename(columns={LAYER_OF: free_name(LAYER_OF, together)})
     if "confidence" not in together and "area_m2" not in together:
         together["area_m2"] = measure(_multipolygons(together.geometry.to_numpy()), together.crs).area_m2
@@ -232,14 +232,14 @@ def _name_of(crs: pyproj.CRS) -> str | None:
 
 
 def _multipolygons(shapes: AnyArray) -> AnyArray:
-    """(N,) as multipolygons, shells counterclockwise as GeoJSON has them."""
+    """(N,) as multipolygons, with shells counterclockwise as in GeoJSON."""
     oriented = shapely.orient_polygons(shapely.force_2d(shapes))
     whole = [one if one.geom_type == "MultiPolygon" else shapely.MultiPolygon([one]) for one in oriented]
     return np.array([*whole, None], object)[:-1]
 
 
 def _ragged(shapes: AnyArray) -> tuple[AnyArray, list[list[int]]]:
-    """(V, 2) vertices of polygons, and where their rings, their parts and they themselves begin."""
+    """(V, 2) vertices of polygons, and the offsets of their rings, their parts and the polygons themselves."""
     if not len(shapes):
         return np.zeros((0, 2)), [[0], [0], [0]]
     _, coordinates, offsets = shapely.to_ragged_array(_multipolygons(shapes))
@@ -247,10 +247,10 @@ def _ragged(shapes: AnyArray) -> tuple[AnyArray, list[list[int]]]:
 
 
 def _packed(coordinates: AnyArray) -> str:
-    """All bits of vertices (V, 2), small.
+    """All bits of vertices (V, 2), in a form that compresses well.
 
-    Neighbours differ in their last bits: each is stored as what it has not in common with the one before, and the bytes
-    of one rank stand together, which deflate makes little of.
+    Neighbours differ in their last bits: each vertex is stored as its XOR with the one before, and bytes of the same
+    rank are stored together, which deflate compresses well.
     """
     bits = np.asarray(coordinates, "<f8").view("<u8")
     changed = bits.copy()
@@ -261,7 +261,7 @@ def _packed(coordinates: AnyArray) -> str:
 
 @dataclass(frozen=True)
 class _Page:
-    """What a page is filled with."""
+    """The contents of a page."""
 
     title: str
     footer: str
@@ -270,7 +270,7 @@ class _Page:
     before: Backdrop | None
 
     def html(self) -> str:
-        """The page, whole."""
+        """The whole page."""
         style, script = (_part(name) for name in ("page.css", "page.js"))
         pictures = [_picture("after", self.after)] + ([] if self.before is None else [_picture("before", self.before)])
         return Template(_part("page.html")).substitute(
@@ -285,7 +285,7 @@ class _Page:
         )
 
     def _data(self) -> str:
-        """The inventory as JSON in which no sign means anything to a reader of markup."""
+        """The inventory as JSON without any character that is special in HTML."""
         table, grid = self.inventory, self.after.grid
         columns = [name for name in table.columns if name not in (table.geometry.name, LAYER)]
         coordinates, offsets = _ragged(table.geometry.to_numpy())
@@ -330,7 +330,7 @@ def _picture(name: str, backdrop: Backdrop) -> str:
 
 
 def _webp(image: UInt8Array, valid: AnyArray) -> bytes:
-    """A picture as WebP, clear where nothing is valid."""
+    """A picture as WebP, transparent where nothing is valid."""
     whole = bool(valid.all())
     bands = image if whole else np.dstack([image, valid * np.uint8(255)])
     stream = io.BytesIO()
@@ -339,7 +339,7 @@ def _webp(image: UInt8Array, valid: AnyArray) -> bytes:
 
 
 def _value(value: object) -> Any:
-    """A value of a column as JSON has it."""
+    """A value of a column as JSON."""
     known = plain(value)
     if isinstance(known, int) and not isinstance(known, bool):
         return str(known)  # a browser would round it

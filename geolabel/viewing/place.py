@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANEL_INCHES = 4.6
-"""Side of a panel."""
+"""Side of a panel, in pixels."""
 
 LETTERS = 100
-"""Of a line of the title."""
+"""Height of a line of the title, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Place:
 
     grid: Grid
     image: UInt8Array
-    """(H, W, 3), red first."""
+    """(H, W, 3), RGB."""
     activation: UInt8Array | None
-    """(H, W) 0..255; None of a method without a localizer."""
+    """(H, W) 0..255; None for a method without a localizer."""
     threshold: int
     """Grey value that the activation has to exceed."""
     scores: UInt8Array
@@ -92,7 +92,7 @@ def _add_scene(axes: Axes, place: Place) -> None:
 
 
 def _add_activation(axes: Axes, place: Place) -> None:
-    """The activation over the scene, its contour at the threshold, boxes and points of the prompts."""
+    """The activation over the scene, its contour at the threshold, and the boxes and points of the prompts."""
     from matplotlib.patches import Rectangle
 
     if place.activation is not None:
@@ -110,7 +110,7 @@ def _add_scores(axes: Axes, place: Place) -> None:
 
 
 def _add_layer(axes: Axes, place: Place, values: np.ndarray, level: float) -> None:
-    """Values (H, W) 0..1 over the scene, the clearer the higher, and their contour at a level."""
+    """Values (H, W) 0..1 over the scene, more opaque where higher, and their contour at a level."""
     extent = (0, place.grid.width, place.grid.height, 0)
     axes.imshow(values, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(values * 0.9, 0, 0.75))
     if values.min() < level < values.max():

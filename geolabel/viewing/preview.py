@@ -34,12 +34,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 """Formats of pictures."""
 
 MAX_PIXELS = 2_000_000
-"""Of the scene in a picture, some 1400 x 1400."""
+"""Maximum number of pixels of the scene in a picture, some 1400 x 1400."""
 
 DPI = 100
 
 SIDES_PX = 700, 1600
-"""Pixels that the longer side of the scene takes on the picture, minimum and maximum; small scenes are enlarged."""
+"""Minimum and maximum length of the scene's longer side in the picture, in pixels; small scenes are enlarged."""
 
 BELOW_PX = 44
 """Height of a line of the legend, and of the margin above the scene."""
@@ -55,7 +55,7 @@ STEPS = (1, 2, 5)
 """Lengths of a scale bar, times a power of ten."""
 
 ON_EARTH_M = 50.0
-"""How far the arrow looks to find the north."""
+"""Length in metres of the step by which the direction of north is found."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,23 @@ class Line:
     colour: str
     """Red, green and blue, as in `geolabel.io.styles`."""
     width: float = 1.6
-    """Points."""
+    """Width in points."""
     dashed: bool = False
 
     @property
     def rgb(self) -> tuple[float, float, float]:
-        """The colour as matplotlib has it."""
+        """The colour as matplotlib takes it."""
         red, green, blue = (int(part) / 255 for part in self.colour.split(","))
         return red, green, blue
 
 
 @dataclass(frozen=True)
 class Ground:
-    """How ground that has no say in a result is drawn, and what the legend calls it."""
+    """How ground that is left out of a result is drawn, and what the legend calls it."""
 
     label: str
     hatch: str
-    """As matplotlib has it."""
+    """Hatch as matplotlib takes it."""
     colour: str
 
 
@@ -106,13 +106,13 @@ def write_preview(
     path
         Ends with ``.png`` or ``.jpg``.
     polygons
-        With the columns ``confidence``, ``status`` and ``layer`` as far as they are known.
+        With the columns ``confidence``, ``status`` and ``layer``, if known.
     sources
-        Scenes to draw on, the first on top; none for a plain ground.
+        Scenes to draw on, the first on top; none for a plain background.
     title
-        Stands above the picture.
+        Title above the picture.
     grounds
-        Polygons of ground that was masked or excluded, in the CRS of `polygons`.
+        Polygons of masked or excluded ground, in the CRS of `polygons`.
 
     Raises
     ------
@@ -147,12 +147,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def together_of(layers: Mapping[str, gpd.GeoDataFrame], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    """Polygons of several layers in one table, with the column ``layer`` that each is of.
+    """Polygons of several layers in one table, with the name of each one's layer in the column ``layer``.
 
     Parameters
     ----------
     crs
-        Of the table, and of every layer that has polygons and a CRS.
+        CRS of the table, and of every layer that has polygons and a CRS.
     """
     filled = {name: table for name, table in layers.items() if len(table)}
     shapes = [table.geometry.to_numpy() for table in filled.values()]
@@ -200,7 +200,7 @@ def draw(
     Parameters
     ----------
     backdrop
-        On `frame`; None for a plain ground.
+        On `frame`; None for a plain background.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -231,7 +231,7 @@ def draw(
 
 
 def lines_of(polygons: gpd.GeoDataFrame) -> dict[Line, int]:
-    """Lines that a picture of polygons needs, in the order of the legend, and how many polygons each has."""
+    """Lines that a picture of polygons needs, in the order of the legend, and the number of polygons of each."""
     kinds = [_line(*row) for row in _rows(polygons)]
     order = [*(_grade(k) for k in range(len(WARM) - 1, -1, -1)), UNKNOWN, CANDIDATE, ACCEPTED_LINE, REJECTED_LINE]
     return {line: kinds.count(line) for line in order if line in kinds}
@@ -268,7 +268,7 @@ def _line(confidence: float, status: str, layer: str) -> Line:
 
 
 def grade_of(confidence: float) -> Line:
-    """The line of a landslide with a confidence, as QGIS shows it."""
+    """The line of a landslide with a confidence, as in QGIS."""
     return _grade(int(np.clip(np.searchsorted(LIMITS, confidence, side="right") - 1, 0, len(WARM) - 1)))
 
 
@@ -277,7 +277,7 @@ def add_outlines(axes: Axes, frame: Grid, polygons: gpd.GeoDataFrame, lines: Seq
     from matplotlib.patches import PathPatch
 
     kinds = [_line(*row) for row in _rows(polygons)]
-    for line in reversed(lines):  # what is surest comes last, on top
+    for line in reversed(lines):  # the most confident last, on top
         own = np.array([kind == line for kind in kinds], bool)
         outline = outline_of(polygons.geometry.to_numpy()[own], ~frame.transform)
         style = DASHES if line.dashed else "solid"
@@ -287,7 +287,7 @@ def add_outlines(axes: Axes, frame: Grid, polygons: gpd.GeoDataFrame, lines: Seq
 
 
 def _add_grounds(axes: Axes, frame: Grid, grounds: Mapping[Ground, gpd.GeoDataFrame]) -> None:
-    """Hatch ground on axes in pixels of a grid, so that what is below it is still seen."""
+    """Hatch ground on axes in pixels of a grid, so that the scene below it stays visible."""
     from matplotlib.patches import PathPatch
 
     for ground, table in grounds.items():
@@ -309,7 +309,7 @@ def outline_of(shapes: AnyArray, to_pixels: Affine) -> Outline:
 
 
 def bar_of(frame: Grid, wanted_px: float, row: int) -> tuple[float, float]:
-    """A round length in metres, and its pixels along a row of a grid, no more than `wanted_px`."""
+    """A round length in metres, and its length in pixels along a row of a grid, at most `wanted_px`."""
     middle = frame.crop(Window(min(max(row, 0), frame.height - 1), 0, 1, frame.width))
     across, _ = middle.pixel_size_m()
     digits = 10.0 ** math.floor(math.log10(wanted_px * across))
@@ -318,7 +318,7 @@ def bar_of(frame: Grid, wanted_px: float, row: int) -> tuple[float, float]:
 
 
 def add_scale(axes: Axes, frame: Grid, width: float) -> None:
-    """Draw a scale bar at the lower left; `width` is that of the axes in pixels of the grid."""
+    """Draw a scale bar at the lower left; `width` is the width of the axes in pixels of the grid."""
     from matplotlib.patches import Rectangle
 
     margin = width / 60
@@ -334,7 +334,7 @@ def add_scale(axes: Axes, frame: Grid, width: float) -> None:
 
 
 def north_of(frame: Grid) -> tuple[float, float] | None:
-    """Where the north is from the middle of a grid: columns and rows of a step of length 1; None if it is not known."""
+    """The direction of north from the centre of a grid, as columns and rows of a unit step; None if it is not known."""
     if frame.crs is None or frame.crs.geodetic_crs is None:
         return None
     to_degrees = pyproj.Transformer.from_crs(frame.crs, frame.crs.geodetic_crs, always_xy=True)
