@@ -1,1 +1,1 @@
-"""Adaptation of the networks to a region, from what a person reviewed there."""
+"""Adaptation of the networks to a region, from a person's review."""

@@ -1,4 +1,4 @@
-"""Adapt the networks to a region: read what was reviewed, choose a level, write the folder of networks."""
+"""Adapt the networks to a region: read the review, choose a level, write the folder of networks."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ class Adaptation:
     """What `adapt` chose, and how much it gains."""
 
     level: Level | None
-    """What was adapted; None where nothing gains, and nothing is written."""
+    """What was adapted; None if nothing gains, and nothing is written."""
     scores: dict[str, float]
-    """F1 of the map's cells by cross-validation over spatial blocks: ``none`` is the network as it is."""
+    """F1 of the map's cells by cross-validation over spatial blocks: ``none`` is the unchanged network."""
     landslides: int
     """Reviewed landslides on the scenes."""
     rejected: int
     areas: int
-    """Areas that a person has looked at whole."""
+    """Areas that a person has examined completely."""
     tiles: int
     blocks: int
-    """Blocks with landslides that levels were compared on."""
+    """Blocks with landslides on which levels were compared."""
     cut: tuple[float, float]
-    """Operating point as it was and as it is, in units of the network's own: 1 is as it was."""
+    """Operating point before and after, relative to the network's own: the first is 1."""
     gate: tuple[float, float]
     """Mean activation, in the same units, that some window of a landslide has to reach."""
     drawn: int = 0
     """Landslides whose outline a person drew or corrected."""
     masks: tuple[float, float] | None = None
-    """Mean IoU of the segmenter's masks with these outlines, as it is and with its decoder fitted to them, by
-    cross-validation over spatial blocks; None where they are too few, or in one place."""
+    """Mean IoU of the segmenter's masks with these outlines, unchanged and with its decoder fitted to them, by
+    cross-validation over spatial blocks; None if they are too few, or in one place."""
     decoder: bool = False
     """Whether the decoder gains, and is written."""
     folder: Path | None = None
-    """Where the networks are."""
+    """Folder of the networks."""
 
     @property
     def gain(self) -> float:
-        """F1 that the level gains by cross-validation; 0 where nothing gains."""
+        """F1 that the level gains by cross-validation; 0 if nothing gains."""
         return self.scores[self.level] - self.scores["none"] if self.level else 0.0
 
     @property
     def said(self) -> str:
-        """What gains by cross-validation, in words."""
+        """The gains by cross-validation, in words."""
         parts = []
         if self.level is not None:
             before, after = self.scores["none"], self.scores[self.level]
@@ -92,10 +92,10 @@ def adapt(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Adaptation:
-    """Adapt the networks to a region from what a person reviewed there.
+    """Adapt the networks to a region from a person's review.
 
-    Levels of the localizer are compared by cross-validation over spatial blocks. Where five outlines or more were drawn
-    or corrected, the mask decoder of the segmenter is fitted to them, and judged in the same way. Where nothing gains,
+    Levels of the localizer are compared by cross-validation over spatial blocks. If five outlines or more were drawn
+    or corrected, the mask decoder of the segmenter is fitted to them and judged in the same way. If nothing gains,
     nothing is written.
 
     Parameters
@@ -106,37 +106,37 @@ def adapt(
         Vector files: reviewed inventories of geolabel, or other polygons of landslides. See
         `geolabel.adaptation.ground` for what counts as ground without landslides.
     out
-        Folder to write; None to write nothing. `Networks.from_folder` takes it.
+        Folder to write; None to write nothing. Pass it to `Networks.from_folder`.
     level
-        What to adapt if it gains anything: ``threshold``, the operating point; ``head``, the layers after the pyramid
-        too; ``all``, those of the pyramid and of most of the trunk too. None for the simplest that gains 0.02 F1 over
-        all simpler ones; layers are tried then only where somebody has looked at an area whole, and ``all`` only on a
+        What to adapt if it gains anything: ``threshold``, the operating point; ``head``, also the layers after the
+        pyramid; ``all``, also those of the pyramid and of most of the trunk. None for the simplest that gains 0.02 F1
+        over all simpler ones; layers are then tried only if an area was examined completely, and ``all`` only on a
         GPU, since it takes minutes on a CPU.
     reading, networks
-        How scenes are read, and the networks to begin with; the segmenter has to be one of geolabel's own. What
-        ``head`` and ``all`` are fitted to is computed by torch in single precision, one tile at a time, whatever
+        How scenes are read, and the networks to start from; the segmenter has to be one of geolabel's own. The inputs
+        of ``head`` and ``all`` are computed by torch in single precision, one tile at a time, whatever
         engine, precision and batch the networks have.
     accept_unreviewed
-        Whether landslides that nobody reviewed count as accepted, in all files: for a truth that needs no review, such
+        Whether unreviewed landslides count as accepted, in all files: for a truth that needs no review, such
         as a mask that `geolabel.polygonize` has traced. Candidates do not.
     seed
-        Of the samples that the layers are fitted to.
+        Seed of the samples that the layers are fitted to.
     overwrite
-        Whether networks that were written there before may be replaced.
+        Whether to replace networks that were written there before.
     progress
         Follows the run.
 
     Returns
     -------
     Adaptation
-        What was chosen, and what it gains.
+        The chosen level and its gain.
 
     Raises
     ------
     VectorError
         If a file cannot be read, or holds too few reviewed landslides on the scenes, or all in one place.
     OptionError
-        If the localizer or the segmenter is none that can be adapted.
+        If the localizer or the segmenter cannot be adapted.
     GeolabelError
         See `geolabel.errors`.
 
@@ -181,7 +181,7 @@ def adapt(
 def _choose(
     begun: Begun, region: Region, level: Level | None, seed: int, progress: Progress
 ) -> tuple[Adaptation, Choice[Layers], list[Cells]]:
-    """Choose a level on the ground that was reviewed, the tiles of which come back too; raises as `adapt`."""
+    """Choose a level on the reviewed ground; returns its tiles too; raises as `adapt`."""
     if (lacking := region.lacks) is not None:
         raise VectorError(f"{region.named}: {lacking}")
     tiles = region.tiles()
@@ -192,7 +192,7 @@ def _choose(
     blocks = Blocks.of(cells)
     if blocks is None:
         raise VectorError(f"{region.named}: {ONE_PLACE}")
-    # Layers that are fitted to polygons alone unlearn what nobody looked at, and no square shows it.
+    # Layers fitted to polygons alone unlearn ground that nobody examined, and no block shows it.
     fits = begun.fits(seed, level) if region.count("areas") or level is not None else {}
     choice = choose(cells, blocks, begun.point, begun.window, fits, level=level, progress=progress)
     adaptation = Adaptation(
@@ -218,7 +218,7 @@ def _redrawn(
     seed: int,
     progress: Progress,
 ) -> Redrawn | None:
-    """What outlines teach the decoder that is asked as the chosen localizer asks; None where they are too few."""
+    """The decoder fitted to outlines with the prompts of the chosen localizer; None if there are too few outlines."""
     if not region.count("drawn"):
         return None
     from geolabel.adaptation.decoder import fit_decoder, regions
@@ -235,6 +235,6 @@ def _redrawn(
 
 
 def _name(scene: SceneInput) -> str:
-    """How a file of networks names a scene."""
+    """Name of a scene in the metadata of a file of networks."""
     source = scene.source if isinstance(scene.source, str) else "an array"
     return Path(without_secrets(scene.name or source)).name

@@ -1,7 +1,7 @@
-"""The confidence of polygons of adapted networks: the model of the networks before, fitted to what was reviewed.
+"""The confidence of polygons of adapted networks: the previous model, fitted to a person's review.
 
-A few reviewed polygons teach no model of eight attributes, but they say how sure the one that is there may be. So its
-logit is shifted and scaled (Platt 1999), with a prior that keeps it as it is where there is little to learn from.
+A few reviewed polygons cannot fit a model of eight attributes, but they can calibrate the existing one. So its
+logit is shifted and scaled (Platt 1999), with a prior that keeps it unchanged where there is little to learn from.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from geolabel.parts import Recipe
 from geolabel.types import BoolArray, Float64Array
 
 MINIMUM, EITHER = 4, 1
-"""Polygons on reviewed ground that a fit needs, and of either kind. They may be few: the prior holds the model, and one
-that is left as it was may call everything unlikely that a network with another cut finds."""
+"""Minimum number of polygons on reviewed ground for a fit, and of each kind. They may be few: the prior holds the
+model, and an unchanged model may call everything unlikely that a network with another threshold finds."""
 
 SHIFT, SCALE = 2.0, 0.3
 """Standard deviations of the prior: of the shift around 0, and of the scale around 1."""
 
 HALF = 0.5
-"""Share of a polygon that is judged, and of what is judged that is landslide, from which on it counts, and is right."""
+"""Minimum share of a polygon that is judged for it to count, and minimum share of that which is landslide for it to be
+right."""
 
 
 def fit_again(
@@ -43,16 +44,16 @@ def fit_again(
     grounds: Sequence[Ground],
     progress: Progress,
 ) -> FittedConfidence:
-    """The confidence of polygons of other networks, from what was reviewed.
+    """Fit the confidence of polygons of other networks to a person's review.
 
     Parameters
     ----------
     before
-        Of the networks before.
+        Confidence model of the previous networks.
     recipes
         The new localizer and the segmenter.
     plans, grounds
-        Scenes, and what was said of their ground.
+        Scenes, and the judgement of their ground.
     """
     stated, right = [np.zeros(0)], [np.zeros(0, bool)]
     for plan, ground in zip(plans, grounds, strict=True):
@@ -98,7 +99,7 @@ def plan_around(plan: Plan, judged: shapely.Geometry, recipes: tuple[Recipe, Rec
 
 
 def ground_around(judged: shapely.Geometry, distance: float) -> shapely.Geometry:
-    """Rectangles around each part of what was judged: ground between places far apart takes time and says nothing."""
+    """Rectangles around each part of the judged ground: the ground between distant places would waste time."""
     left, top, right, bottom = shapely.bounds(shapely.get_parts(judged)).T
     boxes = shapely.box(left - distance, top - distance, right + distance, bottom + distance)
     return shapely.union_all(boxes)

@@ -1,8 +1,8 @@
 """The last layers of a segmenter's mask decoder, fitted to outlines that a person drew.
 
-These are the layers after its transformer: those that enlarge the cells, those that make masks of the tokens, and the
-predicted IoU. What they see is computed once for each outline. A few outlines teach little: the layers are pulled
-towards the weights that they began with, and what is kept is the mean of both, where it gains on other outlines.
+These are the layers after its transformer: those that upsample the cells, those that make masks from the tokens, and
+the predicted IoU. Their inputs are computed once for each outline. A few outlines teach little: the layers are pulled
+towards their initial weights, and the mean of both is kept if it gains on other outlines.
 
 Sources: Kirillov et al. (2023), "Segment Anything", appendix A, for the losses; Li et al. (2018), "Explicit inductive
 bias for transfer learning with convolutional networks", for the pull (L2-SP); Wortsman et al. (2022), "Robust
@@ -43,43 +43,43 @@ from geolabel.training.segmenter_objective import mask_losses
 from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array, UInt8Array
 
 MINIMUM = 5
-"""Outlines that a person drew from which on the decoder is fitted."""
+"""Minimum number of outlines drawn by a person to fit the decoder to."""
 
 MAXIMUM = 256
-"""Outlines that are learned from, evenly taken from all."""
+"""Maximum number of outlines to learn from, evenly sampled from all."""
 
 SMALLEST = 200
-"""Pixels of the smallest outline that counts: a dozen of the decoder's cells."""
+"""Minimum area of an outline in pixels: a dozen of the decoder's cells."""
 
 MINIMUM_GAIN = 0.02
 """IoU of masks by cross-validation that the new decoder has to gain: less is within the noise of a few outlines."""
 
 MATCH = 0.3
-"""IoU of the boxes from which on a prompt of the localizer asks for an outline."""
+"""Minimum IoU of the boxes for a prompt of the localizer to stand for an outline."""
 
 SIDES = (2048, 1024, 512, 256, 128)
-"""Sides in pixels of the squares of ground that outlines are left out by: the largest that gives enough counts."""
+"""Sides in pixels of the squares of ground by which outlines are left out: the largest that gives enough is used."""
 
 STEPS, OUTLINES, RATE = 40, 8, 1e-3
-"""Steps, outlines in a step, highest learning rate."""
+"""Steps, outlines per step, highest learning rate."""
 
 PULL = 1e-2
-"""Weight of the squared distance from the first weights."""
+"""Weight of the squared distance from the initial weights."""
 
 SHARE = 0.5
-"""Of the trained weights in their mean with those that they began as."""
+"""Weight of the trained weights in their mean with the initial ones."""
 
 
 @dataclass(frozen=True)
 class Redrawn:
-    """What outlines teach a segmenter."""
+    """A segmenter fitted to outlines, and its gain."""
 
     before: float
     """Mean IoU of its masks with the outlines."""
     after: float
     """The same by cross-validation over squares of ground."""
     decoder: MaskDecoder | None
-    """Fitted to all outlines; None where it gains too little."""
+    """Fitted to all outlines; None if it gains too little."""
 
 
 def fit_decoder(
@@ -90,12 +90,12 @@ def fit_decoder(
     seed: int,
     progress: Progress,
 ) -> Redrawn | None:
-    """Fit the decoder of a segmenter to the outlines that a person drew; None where they are too few, or in one place.
+    """Fit the decoder of a segmenter to the outlines that a person drew; None if they are too few, or in one place.
 
     Parameters
     ----------
     plans, grounds
-        Scenes, and what was said of their ground.
+        Scenes, and the judgement of their ground.
     found
         Prompts of the localizer for each scene, in pixels of its grid.
     """
@@ -124,7 +124,7 @@ def gains(before: Float64Array, after: Float64Array) -> bool:
 
 
 def lacking(plans: Sequence[Plan], grounds: Sequence[Ground]) -> str | None:
-    """Why no decoder can be fitted to the outlines that a person drew; None where one can."""
+    """Why no decoder can be fitted to the outlines that a person drew; None if one can."""
     drawn = sum(len(ground.drawn) for ground in grounds)
     if drawn < MINIMUM:
         return f"{drawn} outlines were drawn or redrawn, at least {MINIMUM} are needed"
@@ -152,7 +152,7 @@ def seconds_to_fit(recipe: Recipe, plans: Sequence[Plan], grounds: Sequence[Grou
     cells, tokens = (torch.cat(parts) for parts in zip(*attended(network, image, prompts), strict=True))
     covers = np.stack([_cover(outline, seen.window, valid, network.window) for outline in outlines])
     lessons = Lessons(cells, tokens, torch.from_numpy(covers).to(cells.device), _places(asked[:1]))
-    lessons = lessons.only(np.resize(np.arange(len(lessons)), OUTLINES))  # as many as a step takes
+    lessons = lessons.only(np.resize(np.arange(len(lessons)), OUTLINES))  # the size of a step
     start = time.perf_counter()
     fitted(sam.mask_decoder, lessons, 0)
     return len(asked) * encode_s + fits * (time.perf_counter() - start)
@@ -163,16 +163,16 @@ def seconds_to_fit(recipe: Recipe, plans: Sequence[Plan], grounds: Sequence[Grou
 
 @dataclass(frozen=True)
 class Lessons:
-    """K outlines, and what the last layers see of them when the segmenter is asked for them."""
+    """K outlines, and the inputs of the last layers for their prompts."""
 
     cells: Tensor
-    """(K, D, h, w) of the image, as the transformer leaves them, half precision."""
+    """(K, D, h, w) image cells as output by the transformer, half precision."""
     tokens: Tensor
-    """(K, 1 + M, D) of the predicted IoU and of each mask, as the transformer leaves them."""
+    """(K, 1 + M, D) tokens of the predicted IoU and of each mask, as output by the transformer."""
     covers: Tensor
     """(K, 4 h, 4 w) share of the decoder's cells that the outline covers, half precision."""
     places: Int64Array
-    """(K, 3) number of the grid, row and column of the middle of each outline."""
+    """(K, 3) number of the grid, row and column of the centre of each outline."""
 
     def __len__(self) -> int:
         return len(self.covers)
@@ -183,7 +183,7 @@ class Lessons:
 
 
 def regions(raw: Float32Array, point: OperatingPoint, window: int, stride: int, first: tuple[int, int]) -> Prompts:
-    """Box and centroid of the regions of a raw map (h, w) that an operating point takes, in pixels of the grid.
+    """Box and centroid of the regions of a raw map (h, w) at an operating point, in pixels of the grid.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def regions(raw: Float32Array, point: OperatingPoint, window: int, stride: int, 
 
 
 def prompts_for(outlines: AnyArray, found: Prompts) -> Prompts:
-    """What asks for outlines (K,): the prompt whose box is most like theirs, or where none is, box and centroid.
+    """Prompts for outlines (K,): the prompt whose box is most similar, or, if there is none, its own box and centroid.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def _box_ious(ours: Float64Array, others: Float64Array) -> Float64Array:
 def _gather(
     network: TorchSam, plans: Sequence[Plan], grounds: Sequence[Ground], found: Sequence[Prompts], progress: Progress
 ) -> Lessons | None:
-    """The outlines that a person drew on all scenes; None where there are none that fit a window."""
+    """The outlines that a person drew on all scenes; None if none of them fits a window."""
     asked = _asked(plans, grounds, found)
     if not asked:
         return None
@@ -259,7 +259,7 @@ def _gather(
 
 
 _Asked = tuple[int, PromptedWindow, AnyArray]
-"""Number of a plan, a window with the prompts that ask for outlines, and these outlines in the order of the prompts."""
+"""Number of a plan, a window with the prompts for outlines, and these outlines in the order of the prompts."""
 
 
 def _asked(plans: Sequence[Plan], grounds: Sequence[Ground], found: Sequence[Prompts]) -> list[_Asked]:
@@ -275,7 +275,7 @@ def _asked(plans: Sequence[Plan], grounds: Sequence[Ground], found: Sequence[Pro
 
 
 def _places(asked: Sequence[_Asked]) -> Int64Array:
-    """(K, 3) number of the grid, row and column of the middle of each outline."""
+    """(K, 3) number of the grid, row and column of the centre of each outline."""
     places = []
     for number, _, outlines in asked:
         left, top, right, bottom = shapely.bounds(outlines).T
@@ -285,7 +285,7 @@ def _places(asked: Sequence[_Asked]) -> Int64Array:
 
 @torch.no_grad()
 def attended(network: TorchSam, image: UInt8Array, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
-    """Cells and tokens of prompts (K,) with box and point of an image (H, W, 3), some at a time; see `Lessons`."""
+    """Cells and tokens of prompts (K,) with box and point of an image (H, W, 3), in batches; see `Lessons`."""
     encoder, decoder, device = network.sam.prompt_encoder, network.sam.mask_decoder, network.sam.device
     embedding, positions = network.encode([image]), encoder.get_dense_pe()
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -303,7 +303,7 @@ def attended(network: TorchSam, image: UInt8Array, prompts: Prompts) -> list[tup
 
 
 def _fitting(outlines: AnyArray, tiles: TileGrid) -> AnyArray:
-    """Outlines on the grid that are neither specks nor larger than a tile, cut off at its frame."""
+    """Outlines on the grid that are neither too small nor larger than a tile, clipped to its frame."""
     kept = shapely.intersection(outlines, shapely.box(0, 0, tiles.width, tiles.height))
     kept = kept[shapely.area(kept) >= SMALLEST]
     small = ~oversized(prompts_for(kept, Prompts.build()), tiles) if len(kept) else np.zeros(0, bool)
@@ -319,9 +319,9 @@ def _cover(outline: shapely.Geometry, window: Window, valid: AnyArray, side: int
 
 
 def folds_of(places: Int64Array) -> Int64Array | None:
-    """(K,) fold of outlines at places (K, 3), square by square; None where all are in one.
+    """(K,) fold of outlines at places (K, 3), assigned by square; None if all are in one.
 
-    The largest squares of which each fold has one count; those with most outlines are dealt out first.
+    The largest squares that give every fold one are used; those with most outlines are assigned first.
     """
     for side in SIDES:
         squares, of, counts = np.unique(
@@ -338,7 +338,7 @@ def folds_of(places: Int64Array) -> Int64Array | None:
 
 
 def fitted(decoder: MaskDecoder, lessons: Lessons, seed: int) -> MaskDecoder:
-    """The mean of a mask decoder and of what outlines teach its last layers."""
+    """The mean of a mask decoder and of one whose last layers were fitted to outlines."""
     decoder = copy.deepcopy(decoder).requires_grad_(requires_grad=False)
     last = decoder.output_upscaling, decoder.output_hypernetworks_mlps, decoder.iou_prediction_head
     weights = [weight for module in last for weight in module.requires_grad_(requires_grad=True).parameters()]

@@ -1,4 +1,4 @@
-"""What `geolabel.adapt` would learn from, what it could adapt, and how long that would take."""
+"""What `geolabel.adapt` would learn from, which levels it could adapt, and how long that would take."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from geolabel.io.read.scene_inputs import Scenes
 
 FITS = FOLDS + 1
-"""Fits of each level: one without each fold, and one to everything."""
+"""Number of fits of each level: one without each fold, and one to everything."""
 
 STEP = 3.0
-"""Time of a step of level ``all``, in maps of as many pixels: it goes forward, and back through most layers."""
+"""Time of a step of level ``all``, relative to a map of as many pixels: forward, and back through most layers."""
 
 NOTHING, SOMETHING = "seconds_without_gain", "seconds_with_gain"
 
@@ -39,10 +39,9 @@ def estimate_adaptation(
     networks: Networks | str | Path | None = None,
     accept_unreviewed: bool = False,
 ) -> dict[str, Any]:
-    """Say what `geolabel.adapt` would learn from which polygons and areas, and how long it would take.
+    """Estimate from which polygons and areas `geolabel.adapt` would learn, and how long it would take.
 
-    Nothing is trained for keeps, and nothing is written: one tile is mapped, and layers are fitted to it once, to time
-    them.
+    Nothing is kept or written: one tile is mapped, and layers are fitted to it once, for timing.
 
     Parameters
     ----------
@@ -51,16 +50,16 @@ def estimate_adaptation(
 
     Returns
     -------
-    Figures by name. ``levels`` says of each level, and of the ``decoder`` of the segmenter, why it is not tried, and is
-    null for one that is. With ``files`` a polygon counts where it is; all other counts are of the scenes. Times are
-    those without a gain, and with one where the segmenter has to look at all reviewed ground for the confidence.
+    Figures by name. ``levels`` maps each level, and the ``decoder`` of the segmenter, to the reason why it is not
+    tried, or to null. In ``files`` all polygons of a file count; all other counts are of the scenes. Times are
+    given without a gain, and with one, where the segmenter has to process all reviewed ground for the confidence.
 
     Raises
     ------
     VectorError
         If a file cannot be read.
     OptionError
-        If the localizer or the segmenter is none that can be adapted.
+        If the localizer or the segmenter cannot be adapted.
     GeolabelError
         See `geolabel.errors`.
 
@@ -95,7 +94,7 @@ def estimate_adaptation(
 
 
 def _said(region: Region, tiles: Sequence[tuple[int, int]], stride: int) -> tuple[list[Cells], dict[int, float]]:
-    """What was said of the cells of tiles, and km2 of landslide and of other ground there."""
+    """The judgement of the cells of tiles, and km2 of landslide and of other ground there."""
     said, ground = [], {LANDSLIDE: 0.0, GROUND: 0.0}
     for number, index in tiles:
         _, truth = region.pixels(number, index)

@@ -1,10 +1,10 @@
-"""What a person said of the ground of a scene: landslide, other ground, or nothing.
+"""A person's judgement of the ground of a scene: landslide, other ground, or unknown.
 
-Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground, and so is what was cut
-off a polygon that was redrawn. Areas that a person has looked at whole are other ground wherever nothing is drawn: the
-polygons of a layer ``reviewed``, and windows of the layers ``review`` and ``review_sample``, or rows of the only layer,
-whose ``status`` is ``reviewed``. Outside of such areas a ring around each reviewed polygon is other ground. Polygons
-that nobody reviewed are not judged, wherever they are, and neither are candidates that were edited, but not redrawn.
+Accepted, redrawn and added polygons are landslides; rejected and deleted ones are other ground, and so is anything cut
+off a polygon that was redrawn. Areas that a person has examined completely are other ground wherever nothing is drawn:
+the polygons of a layer ``reviewed``, windows of the layers ``review`` and ``review_sample``, or rows of the only layer,
+whose ``status`` is ``reviewed``. Outside of such areas a ring around each reviewed polygon is other ground. Unreviewed
+polygons are not judged, wherever they are, and neither are candidates that were edited, but not redrawn.
 """
 
 from __future__ import annotations
@@ -38,42 +38,42 @@ from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
 
 UNJUDGED, GROUND, LANDSLIDE = 0, 1, 2
-"""Values of what a person said of a pixel."""
+"""Values of judged pixels."""
 
 AREAS = "reviewed"
-"""Layer of areas that a person has looked at whole, and status of windows that are such areas."""
+"""Layer of areas that a person has examined completely, and status of windows that are such areas."""
 
 RING = (0.5, 32.0, 128.0)
 """Width of the ring around a polygon: a share of the side of a square of its area, and its limits in pixels."""
 
 ROUGH = 4.0
-"""Pixels that the outline inside a ring may be off: an eighth of the narrowest ring."""
+"""Tolerance in pixels of the outline inside a ring: an eighth of the narrowest ring."""
 
 
 @dataclass(frozen=True)
 class Reviewed:
-    """What the person who reviewed a file said, in the CRS of the file."""
+    """The review in a file, in the CRS of the file."""
 
     path: Path
     landslides: gpd.GeoDataFrame
     rejected: gpd.GeoDataFrame
     waiting: gpd.GeoDataFrame
-    """Polygons that nobody reviewed."""
+    """Unreviewed polygons."""
     areas: gpd.GeoDataFrame
-    """Areas that a person has looked at whole."""
+    """Areas that a person has examined completely."""
     removed: gpd.GeoDataFrame
-    """What was cut off polygons that were redrawn."""
+    """Parts cut off redrawn polygons."""
     drawn: gpd.GeoDataFrame
-    """Of the landslides, those whose outline a person drew, or that come from elsewhere."""
+    """Which landslides have an outline that a person drew, or that comes from elsewhere."""
 
     @classmethod
     def read(cls, path: str | Path, *, accept_unreviewed: bool = False) -> Self:
-        """Read a file: an inventory of geolabel, or any other of polygons.
+        """Read a file: an inventory of geolabel, or any other file of polygons.
 
         Parameters
         ----------
         accept_unreviewed
-            Whether landslides that nobody reviewed count as accepted; candidates do not.
+            Whether unreviewed landslides count as accepted; candidates do not.
 
         Raises
         ------
@@ -106,12 +106,12 @@ class Reviewed:
 
 
 def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, gpd.GeoDataFrame]:
-    """Polygons that are landslides, those that are not judged, and of the first those whose outline a person drew."""
+    """Landslides, polygons that are not judged, and which of the landslides have an outline that a person drew."""
     kept, waiting = _with_status(review.kept, seen=False), review.waiting
     redrawn = kept[REDRAWN].astype(bool)
     candidate = (kept[LAYER] == POLYGON_LAYERS[1]) & ~redrawn
     taken = waiting[LAYER] == POLYGON_LAYERS[0] if accept_unreviewed else np.zeros(len(waiting), bool)
-    # a truth that needs no review is a person's, even in a file that geolabel wrote
+    # a truth that needs no review counts as a person's, even in a file that geolabel wrote
     return (
         _stacked([kept[~candidate], waiting[taken]]),
         _stacked([kept[candidate], waiting[~taken]]),
@@ -120,7 +120,7 @@ def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFra
 
 
 def _cut_off(review: Review, record: Record | None) -> gpd.GeoDataFrame:
-    """What redrawn polygons covered as they were written, and cover no more."""
+    """Parts of redrawn polygons that they covered when written, and do not cover now."""
     written = {} if record is None else record.of(*POLYGON_LAYERS)
     redrawn = review.kept[review.kept[REDRAWN].astype(bool) & review.kept["id"].isin(list(written))]
     before = [written[int(number)].outline for number in redrawn["id"]]
@@ -142,7 +142,7 @@ def _stacked(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
 
 @dataclass(frozen=True)
 class Ground:
-    """What was said of the ground of one grid, in its pixels."""
+    """The judgement of the ground of one grid, in its pixels."""
 
     landslides: AnyArray
     """(L,) polygons."""
@@ -154,12 +154,12 @@ class Ground:
 
     @classmethod
     def on(cls, grid: Grid, files: Sequence[Reviewed]) -> Self:
-        """What files say of a grid; what lies elsewhere says nothing.
+        """The judgement of files for a grid; polygons elsewhere are ignored.
 
         Raises
         ------
         VectorError
-            If the outlines of a file have no place in the CRS of the grid.
+            If the outlines of a file lie outside the domain of the grid's CRS.
         """
         frame = shapely.box(0, 0, grid.width, grid.height)
 
@@ -173,7 +173,7 @@ class Ground:
 
     @cached_property
     def _rings(self) -> AnyArray:
-        """Each reviewed polygon and the ring around it, of an outline that steps of pixels do not slow down."""
+        """Each reviewed polygon and the ring around it, whose outline is simplified, since pixel steps make it slow."""
         outlines = np.concatenate([self.landslides, self.rejected])
         share, low, high = RING
         widths = np.clip(share * np.sqrt(shapely.area(outlines)), low, high)
@@ -181,7 +181,7 @@ class Ground:
 
     @cached_property
     def _painted(self) -> tuple[shapely.STRtree, UInt8Array]:
-        """Geometries in the order in which they are painted, later ones on top, and their values."""
+        """Geometries in painting order, later ones on top, and their values."""
         layers = (
             (self._rings, GROUND),
             (self.areas, GROUND),
@@ -195,13 +195,13 @@ class Ground:
 
     @property
     def judged(self) -> shapely.Geometry:
-        """Everything of which something was said."""
+        """All judged ground."""
         reviewed = np.concatenate([self.landslides, self.rejected, self.removed])
         around = shapely.union_all(np.concatenate([self._rings, self.areas]))
         return shapely.union(shapely.difference(around, shapely.union_all(self.waiting)), shapely.union_all(reviewed))
 
     def paint(self, window: Window) -> UInt8Array:
-        """(H, W) what was said of the pixels of a window."""
+        """(H, W) judgement of the pixels of a window."""
         painted: UInt8Array = rasterize(*self._painted, window)
         return painted
 

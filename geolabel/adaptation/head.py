@@ -20,17 +20,17 @@ from geolabel.training.losses import dice_loss
 from geolabel.types import Float32Array
 
 STEPS, CELLS, RATE = 150, 2048, 2e-3
-"""Steps, cells of the map in a step, highest learning rate."""
+"""Steps, cells of the map per step, highest learning rate."""
 
 PULL = 1e-2
-"""Weight of the squared distance from the first weights."""
+"""Weight of the squared distance from the initial weights."""
 
 SHARE = 0.5
-"""Of the trained layers in their mean with those that they began as. The trained ones alone lose more on ground that
+"""Weight of the trained layers in their mean with the initial ones. The trained ones alone lose more on ground that
 nobody reviewed than they gain."""
 
 POSITIVE = 2.0
-"""What a cell of landslide counts for beside one of other ground."""
+"""Weight of a cell of landslide relative to one of other ground."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Head:
 
     @classmethod
     def of(cls, network: nn.Module) -> Head | None:
-        """The layers of a network of one class; None where it has others after the pyramid, or no pyramid."""
+        """The layers of a network of one class; None if it has others after the pyramid, or no pyramid."""
         if not isinstance(network, PyramidLocalizer) or network.projected is not None:
             return None
         mix = network.mix
@@ -67,7 +67,7 @@ class Head:
         return raw
 
     def tensors(self) -> dict[str, Tensor]:
-        """By their names in the network."""
+        """Tensors by their names in the network."""
         return {
             "mix.weight": self.mix[:, :, None, None],
             "mix.bias": self.shift,
@@ -75,12 +75,12 @@ class Head:
         }
 
     def fitted(self, cells: Sequence[Cells], cut: float, seed: int) -> Head:
-        """The mean of these layers and of those that judged cells teach them.
+        """The mean of these layers and of layers fitted to judged cells.
 
         Parameters
         ----------
         cut
-            Raw value that landslides are to exceed.
+            Raw value that landslides should exceed.
         """
         features, cover = _judged(cells)
         begun = (self.mix, self.shift, self.theta)

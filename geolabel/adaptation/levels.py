@@ -1,7 +1,7 @@
-"""How far a localizer is adapted: its operating point, or layers too, chosen by cross-validation.
+"""The level to which a localizer is adapted: its operating point, or layers too, chosen by cross-validation.
 
-The first level sets the two numbers that the map is cut with: on ground that it does not know, a localizer can say less
-or more of everything. The second also moves the layers that mix the features of the pyramid, the third most of the
+The first level sets the two thresholds of the map: on unknown ground, the values of a localizer can all be too low
+or too high. The second also adapts the layers that mix the features of the pyramid, the third most of the
 network. Levels are compared on spatial blocks that they were not fitted to.
 
 Source: Roberts et al. (2017), "Cross-validation strategies for data with temporal, spatial, hierarchical, or
@@ -23,33 +23,32 @@ from geolabel.types import AnyArray, Float32Array, Float64Array, Int64Array, UIn
 
 Level = Literal["threshold", "head", "all"]
 """What is adapted: the operating point and the gate, or also the layers after the pyramid, or also those of the pyramid
-and of most of the trunk. The simplest comes first."""
+and of most of the trunk. Simplest first."""
 
 FOLDS = 4
-"""Groups of blocks; each is judged by what was fitted to the others."""
+"""Number of groups of blocks; each is judged by a fit to the others."""
 
 MINIMUM_GAIN = 0.02
-"""F1 by cross-validation that a level has to gain over the simpler ones: less is within the noise of a few polygons."""
+"""Minimum F1 that a level gains over the simpler ones by cross-validation: less is noise of a few polygons."""
 
 CUTS = np.exp(np.arange(-24, 15) / 10)
-"""Cuts that are tried, as multiples of the network's own: on ground that it does not know, it says less much more often
-than more."""
+"""Cuts to try, as multiples of the network's own: on unknown ground, values are too low more often than too high."""
 
 GATES = (0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.8)
-"""Gates that are tried, as multiples of the cut; the network's own ratio comes last."""
+"""Gates to try, as multiples of the cut; the network's own ratio comes last."""
 
 OWN = (24, len(GATES))
-"""Where the network's own operating point is in a tally."""
+"""Index of the network's own operating point in a tally."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Where a raw map is cut: cells above `cut`, of regions in which the logit of some window reaches `gate`."""
+    """Thresholds of a raw map: cells above `cut`, in regions where the logit of some window reaches `gate`."""
 
     cut: float
     gate: float
     sharpness: float | None = None
-    """Of the pooling of a window; see `geolabel.activation.window_logits`."""
+    """Exponent of the pooling over a window; see `geolabel.activation.window_logits`."""
 
     def at(self, index: tuple[int, int]) -> OperatingPoint:
         """The operating point of an entry of a tally."""
@@ -60,10 +59,10 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Cells:
-    """The map of one tile, and what a person said of its cells."""
+    """The map of one tile, and the judgement of its cells."""
 
     raw: Float32Array
-    """(h, w) of the network as it is."""
+    """(h, w) map of the unchanged network."""
     cover: Float32Array
     """(h, w) share of the judged pixels of a cell that is landslide."""
     judged: Float32Array
@@ -71,16 +70,16 @@ class Cells:
     place: tuple[int, int, int]
     """Number of the grid, row and column of the first cell on it."""
     features: AnyArray | None = None
-    """(h, w, F) of the pyramid, half precision; None where no layers are fitted."""
+    """(h, w, F) features of the pyramid, half precision; None if no layers are fitted."""
     image: UInt8Array | None = None
-    """(H, W, 3); None where only layers after the pyramid are fitted."""
+    """(H, W, 3) image; None if only layers after the pyramid are fitted."""
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
 SIDES = (256, 128, 64, 32, 16)
-"""Sides of blocks in cells: the largest that gives enough blocks with landslides counts."""
+"""Sides of blocks in cells: the largest that gives enough blocks with landslides is used."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,15 @@ class Blocks:
     """Squares of ground, each of which is either fitted to or judged."""
 
     numbers: tuple[Int64Array, ...]
-    """(h, w) of the cells of each tile."""
+    """(h, w) block of the cells of each tile."""
     fold: Int64Array
-    """(B,) of each block."""
+    """(B,) fold of each block."""
     shown: int
-    """Blocks that hold landslides."""
+    """Number of blocks with landslides."""
 
     @classmethod
     def of(cls, cells: Sequence[Cells]) -> Blocks | None:
-        """Blocks of which at least two hold landslides, better one for each fold; None where there are none."""
+        """Blocks of which at least two hold landslides, if possible one for each fold; None if there are none."""
         found = None
         for side in SIDES:
             found = _blocks(cells, side)
@@ -121,7 +120,7 @@ def _blocks(cells: Sequence[Cells], side: int) -> Blocks:
         np.bincount(of.ravel(), (one.cover * one.judged).ravel(), len(known))
         for one, of in zip(cells, numbers, strict=True)
     )
-    order = np.argsort(-np.asarray(area), kind="stable")  # those with most landslide are dealt out first
+    order = np.argsort(-np.asarray(area), kind="stable")  # those with most landslide are assigned first
     fold = np.empty(len(known), np.int64)
     fold[order] = np.arange(len(known)) % FOLDS
     return Blocks(tuple(numbers), fold, int(np.count_nonzero(np.asarray(area) > 0)))
@@ -131,7 +130,7 @@ def _blocks(cells: Sequence[Cells], side: int) -> Blocks:
 
 
 def region_peaks(raw: Float32Array, logits: Float64Array, cut: float) -> Float64Array:
-    """(h * w,) highest of the logits (h, w) in the region above the cut that each cell is in; -inf below the cut."""
+    """(h * w,) highest of the logits (h, w) in the region above the cut that contains each cell; -inf below the cut."""
     labels, regions = ndimage.label(raw > cut, np.ones((3, 3)))
     peaks = np.full(regions + 1, -np.inf)
     inside = labels > 0
@@ -146,15 +145,15 @@ def tally(raw: Float32Array, cells: Cells, numbers: Int64Array, count: int, poin
     Parameters
     ----------
     raw : (h, w)
-        Map to cut.
+        Map to threshold.
     numbers : (h, w)
-        Block of each cell, of `count`.
+        Block of each cell, below `count`.
     window
         Side of the gate's window in cells.
 
     Returns
     -------
-    (count, cuts, gates, 3) area that is landslide and taken, that is taken, and that is landslide
+    (count, cuts, gates, 3) area that is landslide and found, that is found, and that is landslide
     """
     logits = window_logits(raw[None], window, point.sharpness)[0]
     slides, judged, blocks = (cells.cover * cells.judged).ravel(), cells.judged.ravel(), numbers.ravel()
@@ -177,14 +176,14 @@ def f1(counts: Float64Array) -> Float64Array:
 
 
 def best(counts: Float64Array) -> tuple[int, int]:
-    """The operating point of the highest F1, smoothed over neighbouring cuts: a peak of one cut is chance."""
+    """The operating point with the highest F1, smoothed over neighbouring cuts: a peak at one cut is chance."""
     smooth = ndimage.uniform_filter(f1(counts), (3, 1), mode="nearest")
     i, j = np.unravel_index(smooth.argmax(), smooth.shape)
     return int(i), int(j)
 
 
 def _crossed(tallies: Float64Array, fold: Int64Array) -> float:
-    """F1 of blocks (B, cuts, gates, 3), those of each fold cut where the others have their highest F1."""
+    """F1 of blocks (B, cuts, gates, 3), each fold at the operating point that is best for the others."""
     sums = np.zeros(3)
     for one in np.unique(fold):
         rest = tallies[fold != one].sum(0)
@@ -211,19 +210,19 @@ Fit: TypeAlias = Callable[[Sequence[Cells]], M]
 
 @dataclass(frozen=True)
 class Choice(Generic[M]):
-    """What was chosen, and what each level has by cross-validation."""
+    """The chosen level, and the F1 of each level by cross-validation."""
 
     level: Level | None
-    """None where nothing gains."""
+    """None if nothing gains."""
     scores: Mapping[str, float]
-    """F1 by cross-validation of the network as it is (``none``) and of every level that was tried."""
+    """F1 by cross-validation of the unchanged network (``none``) and of every level that was tried."""
     point: OperatingPoint
     layers: M | None = None
-    """Fitted to everything, where the level has any."""
+    """Fitted to everything, if the level has layers."""
 
     @property
     def gain(self) -> float:
-        """F1 that the level gains by cross-validation; 0 where nothing gains."""
+        """F1 that the level gains by cross-validation; 0 if nothing gains."""
         return self.scores[self.level] - self.scores["none"] if self.level else 0.0
 
 
@@ -242,13 +241,13 @@ def choose(
     Parameters
     ----------
     point
-        Operating point of the network as it is.
+        Operating point of the unchanged network.
     window
         Side of the gate's window in cells.
     fits
-        What fits the layers of each level that has any; None to try the operating point alone.
+        Fits the layers of each level that has any; None to try the operating point only.
     level
-        The one that is taken if it gains anything; None for the simplest that gains at least `MINIMUM_GAIN` over all
+        The level to use if it gains anything; None for the simplest that gains at least `MINIMUM_GAIN` over all
         simpler ones.
     progress
         Follows the fits, each of which leaves out a fold.
@@ -267,7 +266,7 @@ def choose(
 
 
 def level_of(scores: Mapping[str, float]) -> Level | None:
-    """The simplest level that gains at least `MINIMUM_GAIN` over all simpler ones; None where none does.
+    """The simplest level that gains at least `MINIMUM_GAIN` over all simpler ones; None if none does.
 
     Parameters
     ----------
@@ -313,7 +312,7 @@ def _of_others(
 def _tallies(
     cells: Sequence[Cells], blocks: Blocks, point: OperatingPoint, window: int, raw: Callable[[int], Float32Array]
 ) -> Float64Array:
-    """(B, cuts, gates, 3) of all tiles, whose maps `raw` gives by number."""
+    """(B, cuts, gates, 3) of all tiles; `raw` returns the map of a tile by its number."""
     count = len(blocks.fold)
     total = np.zeros((count, len(CUTS), len(GATES) + 1, 3))
     for k, (one, numbers) in enumerate(zip(cells, blocks.numbers, strict=True)):

@@ -1,4 +1,4 @@
-"""The networks to begin with, and the files of those that come of them."""
+"""The networks to start from, and the files of the adapted ones."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ GREY_CUT = 120 / 255
 
 
 class Layers(Mapper, Protocol):
-    """Layers of a localizer that were fitted."""
+    """Fitted layers of a localizer."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """By their names in the network."""
+        """Tensors by their names in the network."""
         ...
 
 
 @dataclass(frozen=True)
 class Begun:
-    """The localizer to begin with."""
+    """The localizer to start from."""
 
     recipe: LocalizerRecipe
     confidence: FittedConfidence | None
-    """Of polygons that it finds, with the segmenter; None where none is known."""
+    """Confidence of its polygons, with the segmenter; None if unknown."""
     path: Path
     info: NetworkInfo
     point: OperatingPoint
     maps: CamLocalizer
-    """Gives raw maps, or features where layers are fitted."""
+    """Returns raw maps, or features if layers are fitted."""
     head: Head | None
-    """None where no layers are fitted."""
+    """None if no layers are fitted."""
     whole: Whole | None
-    """None where those of the trunk stay."""
+    """None if those of the trunk are not fitted."""
 
     @classmethod
     def of(cls, plan: Plan, level: Level | None) -> Begun:
@@ -118,7 +118,7 @@ class Begun:
         return max(1, self.info.window // self.info.stride)
 
     def fits(self, seed: int, level: Level | None) -> dict[Level, Fit[Layers]]:
-        """What fits the layers of each level that is tried; ``head`` is not, where another is asked for."""
+        """Fits the layers of each level to try; ``head`` is left out if another level is asked for."""
         layers: dict[Level, Head | Whole | None] = {"head": self.head, "all": self.whole}
         return {
             name: partial(one.fitted, cut=self.point.cut, seed=seed)
@@ -127,7 +127,7 @@ class Begun:
         }
 
     def cells(self, rgb: UInt8Array, truth: UInt8Array, place: tuple[int, int, int]) -> Cells:
-        """The map of an image (H, W, 3), and what was said (H, W) of it by cell."""
+        """The map of an image (H, W, 3), and its judgement (H, W), by cell."""
         maps, said = self.maps.raw_maps([rgb])[0], said_of_cells(truth, place, self.info.stride)
         if self.head is None:
             return replace(said, raw=maps[0])
@@ -137,7 +137,7 @@ class Begun:
 
 
 def said_of_cells(truth: UInt8Array, place: tuple[int, int, int], stride: int) -> Cells:
-    """What was said (H, W) of an image by cell of `stride` pixels, with an empty map."""
+    """The judgement (H, W) of an image by cell of `stride` pixels, with an empty map."""
     truth = np.pad(truth, [(0, -side % stride) for side in truth.shape], constant_values=UNJUDGED)
     judged, slides = by_cell(truth != UNJUDGED, stride), by_cell(truth == LANDSLIDE, stride)
     cover = np.divide(slides, judged, out=np.zeros_like(slides), where=judged > 0)
@@ -156,12 +156,12 @@ def confidence_before(plan: Plan) -> FittedConfidence | None:
 
 
 def write_localizer(folder: Path, begun: Begun, choice: Choice[Layers], made: dict[str, Any]) -> Path | None:
-    """Write the localizer with what was chosen, and its graph; see `_kept` for one that stays as it is.
+    """Write the localizer as adapted, and its graph; see `_kept` for one that is not changed.
 
     Parameters
     ----------
     made
-        What the file says of how it was made.
+        Provenance in the file.
     """
     import torch
 
@@ -188,7 +188,7 @@ def check_segmenter(networks: Networks) -> None:
     Raises
     ------
     OptionError
-        If it is none of geolabel's own.
+        If it is not one of geolabel's own.
     """
     given = networks.sam_checkpoint or networks.sam or BUNDLED
     if given == BUNDLED:
@@ -202,12 +202,12 @@ def check_segmenter(networks: Networks) -> None:
 
 
 def write_segmenter(folder: Path, recipe: Recipe, redrawn: Redrawn | None, made: dict[str, Any]) -> Path | None:
-    """Write the segmenter with the decoder that was fitted, and its graphs; see `_kept` for one that stays as it is.
+    """Write the segmenter with the fitted decoder, and its graphs; see `_kept` for one that is not changed.
 
     Parameters
     ----------
     made
-        What the file says of how it was made.
+        Provenance in the file.
     """
     path, target = loading.file_of(recipe), folder / FOLDER_FILES["sam_checkpoint"]
     if redrawn is None or redrawn.decoder is None:
@@ -222,7 +222,7 @@ def write_segmenter(folder: Path, recipe: Recipe, redrawn: Redrawn | None, made:
 
 
 def _kept(recipe: Recipe, target: Path) -> Path | None:
-    """A copy of a network that was given by name or file, which a folder without it would not say; None for bundled."""
+    """A copy of a network given by name or file, since the folder has to be complete; None for the bundled one."""
     if recipe.source == BUNDLED:
         return None
     path = loading.file_of(recipe)
@@ -232,7 +232,7 @@ def _kept(recipe: Recipe, target: Path) -> Path | None:
 
 
 def _copy_graphs(old: Path, new: Path, kind: str) -> None:
-    """Copy the graphs beside a network, which name weights and hold none."""
+    """Copy the graphs beside a network; they refer to the weights by name and contain none."""
     for one, other in zip(every_graph_file(old, kind), every_graph_file(new, kind), strict=True):
         if one.is_file():
             shutil.copyfile(one, other)

@@ -1,4 +1,4 @@
-"""The scenes of a region, what a person said of their ground, and the tiles that are looked at."""
+"""The scenes of a region, a person's judgement of their ground, and the tiles to use."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MINIMUM = 3
-"""Landslides that have to be reviewed."""
+"""Minimum number of reviewed landslides."""
 
 MAX_TILES = 128
-"""Tiles that are looked at; where more are reviewed, those with landslides come first, and then as many others."""
+"""Maximum number of tiles; if more are reviewed, those with landslides come first, and then as many others."""
 
 ONE_PLACE = (
     "all reviewed landslides are in one place, and levels cannot be compared on others: review some further away"
@@ -38,7 +38,7 @@ ONE_PLACE = (
 
 @dataclass(frozen=True)
 class Region:
-    """Scenes, the networks to begin with, and what a person said of the ground."""
+    """Scenes, the networks to start from, and a person's judgement of the ground."""
 
     scenes: Sequence[SceneInput]
     files: Sequence[Reviewed]
@@ -46,7 +46,7 @@ class Region:
     plans: Sequence[Plan]
     """One for each grid."""
     grounds: Sequence[Ground]
-    """Of the plans."""
+    """Ground of each plan."""
 
     @classmethod
     def read(
@@ -81,12 +81,12 @@ class Region:
         return ", ".join(str(one.path) for one in self.files)
 
     def count(self, name: str) -> int:
-        """Polygons on the scenes, of a field of `geolabel.adaptation.ground.Ground`."""
+        """Number of polygons on the scenes, of a field of `geolabel.adaptation.ground.Ground`."""
         return sum(len(getattr(ground, name)) for ground in self.grounds)
 
     @property
     def lacks(self) -> str | None:
-        """What is missing to adapt anything; None where there is enough."""
+        """What is missing to adapt anything; None if there is enough."""
         if self.count("landslides") >= MINIMUM:
             return None
         return (
@@ -96,7 +96,7 @@ class Region:
         )
 
     def tiles(self) -> list[tuple[int, int]]:
-        """Number of the plan and index of each tile that is looked at."""
+        """Number of the plan and index of each tile to use."""
         shown: list[tuple[int, int]] = []
         others: list[tuple[int, int]] = []
         for number, (plan, ground) in enumerate(zip(self.plans, self.grounds, strict=True)):
@@ -110,7 +110,7 @@ class Region:
         return sorted([*shown, *others])
 
     def pixels(self, number: int, index: int) -> tuple[UInt8Array, UInt8Array]:
-        """The image (H, W, 3) of a tile, and (H, W) what was said of the pixels in its core that are valid."""
+        """The image (H, W, 3) of a tile, and (H, W) the judgement of the valid pixels in its core."""
         plan, ground = self.plans[number], self.grounds[number]
         window, core = plan.localize_tiles[index], plan.localize_tiles.core(index)
         truth = np.full((window.height, window.width), UNJUDGED, np.uint8)

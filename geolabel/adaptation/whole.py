@@ -1,7 +1,7 @@
-"""All layers of a localizer behind the first of its trunk, fitted to reviewed ground.
+"""All layers of a localizer after the first of its trunk, fitted to reviewed ground.
 
-The first layers, down to a cell of 8 pixels, stay: edges and textures are the same everywhere, and without them a step
-takes two thirds of the time.
+The first layers, down to a cell of 8 pixels, are not fitted: edges and textures are the same everywhere, and without
+them a step takes two thirds of the time.
 
 Source: Wortsman et al. (2022), "Robust fine-tuning of zero-shot models": the mean of old and new weights.
 """
@@ -27,17 +27,17 @@ from geolabel.training.losses import dice_loss
 from geolabel.types import AnyArray, Float32Array, UInt8Array
 
 FROZEN = 3
-"""Stages of the trunk that stay, with its first convolution."""
+"""Stages of the trunk that are not fitted, with its first convolution."""
 
 STEPS, CROPS, SIDE, RATE = 60, 4, 256, 1e-4
-"""Steps, crops in a step, their side in pixels, highest learning rate."""
+"""Steps, crops per step, their side in pixels, highest learning rate."""
 
 COLOUR = 0.3
-"""How far brightness, contrast and the balance of colours are changed at random: light differs within a region too."""
+"""Random changes of brightness, contrast and colour balance: light differs within a region too."""
 
 SHARE = 0.3
-"""Of the trained weights in their mean with those that they began as: less than of the head, as more of them can
-unlearn what nobody reviewed."""
+"""Weight of the trained weights in their mean with the initial ones: less than for the head, as more of them can
+unlearn ground that nobody reviewed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Whole:
 
     @classmethod
     def of(cls, network: nn.Module, info: NetworkInfo, device: str) -> Whole | None:
-        """The layers of a network; None where its trunk is another."""
+        """The layers of a network; None if it has another trunk."""
         if not isinstance(network, PyramidLocalizer) or not isinstance(network.trunk, LiteTrunk):
             return None
         return cls(network, info, device)
@@ -63,16 +63,16 @@ class Whole:
         return raw
 
     def tensors(self) -> dict[str, Tensor]:
-        """By their names in the network."""
+        """Tensors by their names in the network."""
         return {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
 
     def fitted(self, cells: Sequence[Cells], cut: float, seed: int) -> Whole:
-        """The mean of this network and of what judged cells teach it.
+        """The mean of this network and of one fitted to judged cells.
 
         Parameters
         ----------
         cut
-            Raw value that landslides are to exceed.
+            Raw value that landslides should exceed.
         """
         network = copy.deepcopy(self.network).float().to(self.device)
         network = network.to(memory_format=torch.channels_last).train()
@@ -102,7 +102,7 @@ class Whole:
 
 
 def _unfrozen(network: PyramidLocalizer) -> list[nn.Parameter]:
-    """Weights that are fitted; no others have gradients."""
+    """Weights to fit; no others have gradients."""
     network.requires_grad_(False)
     assert isinstance(network.trunk, LiteTrunk)
     mixing = [] if network.mix is None else [network.mix]
@@ -113,16 +113,16 @@ def _unfrozen(network: PyramidLocalizer) -> list[nn.Parameter]:
 
 @dataclass(frozen=True)
 class _Crops:
-    """Squares of tiles, turned and lit at random, around judged cells."""
+    """Squares of tiles, with random rotation and light, around judged cells."""
 
     cells: Sequence[Cells]
     judged: AnyArray
-    """(n, 3) tile, row and column of the cells that are judged."""
+    """(n, 3) tile, row and column of the judged cells."""
     random: np.random.Generator
 
     @classmethod
     def of(cls, cells: Sequence[Cells], random: np.random.Generator) -> _Crops:
-        """Crops of tiles, of which some cell is judged."""
+        """Crops of tiles that contain a judged cell."""
         places = [np.argwhere(one.judged > 0) for one in cells]
         numbered = [np.insert(place, 0, number, axis=1) for number, place in enumerate(places)]
         return cls(cells, np.concatenate(numbered), random)
@@ -154,7 +154,7 @@ class _Crops:
 
 
 def _square(values: AnyArray, side: int, mode: str) -> AnyArray:
-    """The first rows and columns of an array, continued where there are too few."""
+    """The first rows and columns of an array, padded if there are too few."""
     part = values[:side, :side]
     missing = [(0, side - length) for length in part.shape[:2]] + [(0, 0)] * (part.ndim - 2)
     padded: AnyArray = np.pad(part, missing, mode=mode)  # type: ignore[call-overload]  # a literal would do
