@@ -105,6 +105,7 @@ def main() -> None:
     outlines = [outline for table in decided for outline in table.geometry]
     away = (truth != UNKNOWN) & (rasterize(outlines, truth.shape, transform=transform, all_touched=True) == 0)
     print(f"ground outside of windows and reviewed polygons: {away.mean():.2f} of the scene")
+    print("changes:", geolabel.diff(first, second).figures())
     for name, path in (("before", first), ("after", second)):
         slides = gpd.read_file(path, layer="landslides")
         if name == "before":  # as it was found: without what was added and with what was rejected
