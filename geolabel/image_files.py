@@ -12,14 +12,14 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "TIFF")
-"""Of Pillow. It knows dozens, one of which starts another program to draw a page."""
+"""Formats of Pillow to decode. It knows dozens, one of which starts another program to render a page."""
 
 MAX_PIXELS = 1 << 26
-"""Of a picture, 8192 x 8192; Pillow itself warns at about as many."""
+"""Maximum number of pixels of a picture, 8192 x 8192; Pillow itself warns at about as many."""
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of a picture, from its header; None where that cannot be read so."""
+    """Height and width of a picture, from its header; None if that cannot be read."""
     try:
         with open_picture(path) as picture:
             return picture.height, picture.width
@@ -34,7 +34,7 @@ def open_picture(path: Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> 
     Raises
     ------
     OSError
-        If it cannot be read, is none of `formats`, or claims more than `MAX_PIXELS`.
+        If it cannot be read, is not one of `formats`, or claims more than `MAX_PIXELS`.
     """
     try:
         with Image.open(path, formats=formats) as picture:

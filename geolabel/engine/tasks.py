@@ -1,8 +1,8 @@
-"""Passes, their tasks, and the records that tasks leave: a run that resumes reads these instead of working.
+"""Passes, their tasks, and the records of finished tasks, which a resumed run reads instead of doing them again.
 
-A task first leaves its pixels in the store, then what it tells the client, in a record of its own: once that is there,
-the task is done. Records hold arrays and plain values. Nothing in them names code: a pass says of what type its records
-are, and a reader accepts no other.
+A task first writes its pixels to the store, then a separate record of its result for the client: once that exists,
+the task is done. Records hold arrays and plain values. Nothing in them names code: a pass declares the type of its
+records, and a reader accepts no other.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Progress(Protocol):
     def track(self, results: Iterable[T], name: str, total: int) -> Iterator[T]:
         """Pass `results` through, one for each of `total` tasks of the pass `name`.
 
-        They are `Weighed` where tasks differ in the time that they take.
+        They are `Weighed` if tasks differ in the time that they take.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Weighed(Generic[T]):
-    """Results of tasks that differ in the time that they take, so that what is left can be estimated."""
+    """Results of tasks that differ in the time that they take, so that the remaining time can be estimated."""
 
     results: Iterator[T]
     weights: Sequence[float]
@@ -77,7 +77,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Numbered:
-    """Follows one part of a run under names that say which."""
+    """Follows one part of a run under names that identify the part."""
 
     progress: Progress
     number: str
@@ -89,13 +89,13 @@ class Numbered:
 
 @dataclass
 class Effort:
-    """Time, tasks and memory of a run: figures that differ between runs that find the same."""
+    """Time, tasks and memory of a run: figures that differ between runs with the same result."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each pass."""
+    """Seconds of each pass."""
     tasks: int = 0
     tasks_kept: int = 0
-    """Tasks that an earlier run of the same had done."""
+    """Number of tasks that an earlier, interrupted run had done."""
     peak_bytes: dict[str, int] = field(default_factory=dict)
     """Maximum memory that each process has held."""
 
@@ -108,7 +108,7 @@ class Effort:
         log.info("%s: %.1f s", name, self.seconds[name])
 
     def count_task(self, worker: str, *, kept: bool, peak_bytes: int) -> None:
-        """Take in how a task went in a process."""
+        """Add the outcome of a task in a process."""
         self.tasks += 1
         self.tasks_kept += kept
         self.peak_bytes[worker] = max(self.peak_bytes.get(worker, 0), peak_bytes)
@@ -134,7 +134,7 @@ _TOO_LARGE = "give its process more memory, or set a smaller --batch, --tile-siz
 
 
 def _first(*given: Any) -> str:
-    """What a job begins with: its number, most often."""
+    """First item of a job: its number, most often."""
     job = given[-1]
     return f"{job[0] if isinstance(job, tuple) else job}"
 
@@ -144,15 +144,15 @@ class Pass(Generic[R]):
     """One step of a run: a function that is applied to many jobs."""
 
     name: str
-    """Of the pass in progress, errors and the run folder."""
+    """Name of the pass in progress, errors and the run folder."""
     function: Callable[..., R]
-    """Takes what the pass is bound to, and a job. A function of a module, so that it travels to workers."""
+    """Takes what the pass is bound to, and a job. A module-level function, so that it can be sent to workers."""
     record: Any
     """Type of what the function returns, down to the dtypes of arrays. Records of any other are not resumed from."""
     where: Callable[..., str] = _first
-    """Takes what the function takes, and says in words what the job works on."""
+    """Takes the same arguments as the function, and describes in words what the job works on."""
     pixels: str | None = None
-    """Kind of the record of pixels that a task leaves under its own number, unless it returns False."""
+    """Kind of the record of pixels that a task writes under its own number, unless it returns False."""
 
     def bind(self, *given: Any) -> Bound[R]:
         """The pass as a function of the job alone."""
@@ -161,7 +161,7 @@ class Pass(Generic[R]):
 
 @dataclass(frozen=True)
 class Bound(Generic[R]):
-    """A pass and what its function takes beside the job."""
+    """A pass and the arguments of its function beside the job."""
 
     step: Pass[R]
     given: tuple[Any, ...] = ()
@@ -177,27 +177,27 @@ class Bound(Generic[R]):
 
 @dataclass(frozen=True)
 class _Outcome(Generic[R]):
-    """What became of a task."""
+    """The outcome of a task."""
 
     result: R | None
     worker: str
     """Host and process."""
     seconds: float = 0.0
     kept: bool = False
-    """Whether the result was there already."""
+    """Whether the result was already recorded."""
     stopped: bool = False
-    """Whether the task was not begun, since the run is to stop."""
+    """Whether the task was not started, since the run is to stop."""
     peak_bytes: int = 0
-    """Maximum memory that the process has held so far."""
+    """Peak memory of the process so far."""
 
 
 @dataclass(frozen=True)
 class Recorded(Generic[R]):
-    """A pass that asks the records before it works, and leaves one. Travels to the workers."""
+    """A pass that reads a record if there is one, and writes one otherwise. It is sent to the workers."""
 
     step: Bound[R]
     store: Store | None
-    """None for work that is not resumed, which leaves its pixels alone."""
+    """None for work that is not resumed, which writes its pixels only."""
 
     def __call__(self, task: tuple[int, Any]) -> _Outcome[R]:
         """Do a task, given with its number."""
@@ -230,7 +230,7 @@ class Recorded(Generic[R]):
             return None
         try:
             result = unpack(self.store.read(self._kind, number), step.record)
-        except OutputError:  # a damaged record is as good as none: the task is done again
+        except OutputError:  # a damaged record counts as none: the task is done again
             return None
         if not of_kind(result, step.record):  # nor is what no task of this pass finds
             return None
@@ -249,7 +249,7 @@ def _process() -> str:
 
 
 def peak_bytes() -> int:
-    """Maximum memory that this process has held so far."""
+    """Peak memory of this process so far."""
     if sys.platform == "win32":
         import psutil
 
@@ -261,27 +261,27 @@ def peak_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-# --- a run under way -------------------------------------------------------------------------------------------------
+# --- a run in progress -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Work(Generic[C, E]):
-    """A run under way: it hands out the tasks of passes, takes in what they found, and can be stopped."""
+    """A run in progress: it submits the tasks of passes, collects their results, and can be stopped."""
 
     run: C
-    """What the functions of passes take beside their job."""
+    """Arguments of the functions of passes beside their job."""
     report: E
     progress: Progress
     threads: int | None = None
     """Threads of a network call; None for all cores."""
     folder: Folder | None = None
-    """The folder of the run, if it is one that can be resumed."""
+    """The folder of the run, if it can be resumed."""
     part: str = ""
-    """What the kinds of records begin with, where a run has several parts in one folder."""
+    """Prefix of the kinds of records, if a run has several parts in one folder."""
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def inside(self, folder: Folder, part: str = "") -> Self:
-        """The same work, which leaves its records in a folder and stops when the folder says so."""
+        """The same work, with its records in a folder, and stopped when the folder says so."""
         return replace(self, folder=folder, part=part, stopping=folder.stopping)
 
     def each(
@@ -299,7 +299,7 @@ class Work(Generic[C, E]):
         networks
             Networks that the pass runs.
         weights
-            About how long each job takes, in any unit; None where all take equally long.
+            About how long each job takes, in any unit; None if all take equally long.
         """
         with self.report.timed(step.name):
             results = self._results(step.bind(self.run), jobs, networks)
@@ -307,7 +307,7 @@ class Work(Generic[C, E]):
             yield from self.progress.track(tracked, step.name, len(jobs))
 
     def apply(self, step: Bound[R], jobs: Iterable[Any], *, networks: Sequence[Recipe] = ()) -> Iterator[R]:
-        """Apply a pass to jobs, as `map` does; `networks` are those that it runs."""
+        """Apply a pass to jobs, like `map`; `networks` are those that it runs."""
         return self._results(step, list(jobs), networks)
 
     def _results(self, step: Bound[R], jobs: Sequence[Any], networks: Sequence[Recipe]) -> Iterator[R]:
@@ -345,7 +345,7 @@ def _result(outcome: _Outcome[R]) -> R:
 # --- values as arrays ------------------------------------------------------------------------------------------------
 
 _UNLIKE = (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, shapely.errors.ShapelyError)
-"""What taking a record apart raises that no run has written."""
+"""Exceptions on unpacking a record that no run has written."""
 
 
 def pack(value: Any) -> dict[str, AnyArray]:
@@ -381,17 +381,17 @@ class _Ordered(Protocol):
 
 
 def unpack(arrays: Mapping[str, AnyArray], kind: Any) -> Any:
-    """Put together what `pack` took apart.
+    """Reassemble what `pack` took apart.
 
     Parameters
     ----------
     kind
-        Type of the result: its dataclasses are the only ones that are made.
+        Type of the result: only its dataclasses are created.
 
     Raises
     ------
     OutputError
-        If the arrays are not what `pack` makes.
+        If the arrays do not come from `pack`.
     """
     known = {record.__name__: record for record in _records_of(kind)}
 
@@ -419,7 +419,7 @@ def unpack(arrays: Mapping[str, AnyArray], kind: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _records_of(kind: Any) -> frozenset[type]:
-    """The dataclasses that a type is made of."""
+    """The dataclasses that a type contains."""
     inner = [part for part in get_args(kind) if not isinstance(part, str)]
     if is_dataclass(kind) and isinstance(kind, type):
         return frozenset({kind}).union(*(_records_of(part) for part in hints(kind).values()))

@@ -1,4 +1,4 @@
-"""The files of a run: where it may write, what it writes there, and the record of how that was made."""
+"""The files of a run: where it may write, what it writes, and the provenance."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Targets:
-    """The files that a run is to write; checked before any work is done."""
+    """The files that a run will write; checked before any work is done."""
 
     inventory: Path | None
     scores: Path | None
     mask: Path | None
     overwrite: bool
     own: frozenset[Path] = frozenset()
-    """Files that the interrupted run has written itself, which it may replace when it is resumed."""
+    """Files that the interrupted run has written itself; a resumed run may replace them."""
     carried: Carried = NOTHING
-    """What of a person's work comes into the inventory."""
+    """A person's review that goes into the inventory."""
     preview: Path | None = None
     """A picture."""
 
@@ -128,26 +128,26 @@ class Targets:
         return self.scores or self.mask
 
     def root(self, run_dir: str | Path | None = None) -> str | Path | None:
-        """Where the records of the run are kept: as given, else beside the first output; None without any."""
+        """Where the records of the run are kept: as given, else beside the first output; None without an output."""
         if run_dir is not None:
             return run_dir
         first = next(iter(self.paths), None)
         return None if first is None else first.with_name(first.name + SUFFIX).absolute()
 
     def may_replace(self, path: Path) -> bool:
-        """Whether a file that is there may be replaced."""
+        """Whether an existing file may be replaced."""
         return self.overwrite or path.absolute() in self.own
 
 
 @contextmanager
 def writing(targets: Targets, folder: Folder | None) -> Iterator[None]:
-    """Let all outputs take their places together; the folder of the run, where there is one, says so."""
+    """Move all outputs to their places together; the folder of the run, if there is one, records that."""
     with nullcontext() if folder is None else folder.writing(*targets.paths), together(*targets.paths):
         yield
 
 
 def write_result(result: Result, targets: Targets, folder: Folder | None = None) -> None:
-    """Write what was asked for; the files appear together, when all are whole."""
+    """Write the requested files; they appear together, when all are complete."""
     masked = _masked(result)
     with writing(targets, folder):
         write_scores(result.parts[0].run, targets)
@@ -170,7 +170,7 @@ def write_result(result: Result, targets: Targets, folder: Folder | None = None)
 
 
 def _masked(result: Result) -> gpd.GeoDataFrame | None:
-    """Ground that masks leave out and no other scene shows, in polygons; None where there is no mask."""
+    """Ground that masks leave out and no other scene shows, in polygons; None if there is no mask."""
     plans, crs = [part.plan for part in result.parts], result.landslides.crs
     if not any(plan.reader.masks for plan in plans):
         return None
@@ -186,7 +186,7 @@ def _masked(result: Result) -> gpd.GeoDataFrame | None:
 
 
 def _write_picture(result: Result, targets: Targets, masked: gpd.GeoDataFrame | None) -> None:
-    """Draw the result on its scenes, if a picture was asked for."""
+    """Draw the result on its scenes, if a picture was requested."""
     if targets.preview is not None:
         sources = [Source(part.plan.reader, part.plan.stretch) for part in result.parts]
         layers = {"landslides": result.landslides, "candidates": result.candidates}
@@ -208,7 +208,7 @@ def _excluded(result: Result) -> gpd.GeoDataFrame:
 
 
 def write_scores(run: Run, targets: Targets) -> None:
-    """Write the raster of scores, a band for each class, if it was asked for."""
+    """Write the raster of scores, a band for each class, if it was requested."""
     if targets.scores is not None:
         mosaics, plan = MosaicSource.of_classes(run), run.plan
         blocks = ((window, np.stack([mosaic.scores(window) for mosaic in mosaics])) for window in plan.blocks)
@@ -224,7 +224,7 @@ def write_scores(run: Run, targets: Targets) -> None:
 
 
 def _write_mask(result: Result, targets: Targets) -> None:
-    """Write the raster of the landslides, if it was asked for; of several classes, each has a label of its own."""
+    """Write the raster of the landslides, if it was requested; with several classes, each has its own label."""
     if targets.mask is not None:
         (part,) = result.parts  # there is one grid: its polygons are numbered as they were found
         plan, run = part.plan, part.run
@@ -259,7 +259,7 @@ def _mask(
 
 
 def _provenance(result: Result) -> dict[str, Any]:
-    """How a result was made; on several grids, what was decided for each."""
+    """How a result was made; on several grids, with the decisions for each."""
     parts = [plan_provenance(part.plan) | _networks(part) for part in result.parts]
     if len(parts) == 1:
         made = parts[0]
@@ -281,7 +281,7 @@ def _provenance(result: Result) -> dict[str, Any]:
 
 
 def _software() -> dict[str, str]:
-    """Versions of what an inventory is made with."""
+    """Versions of the software that made an inventory."""
     import pyogrio
     import rasterio
 
@@ -298,7 +298,7 @@ def _software() -> dict[str, str]:
 
 
 def _networks(part: Part) -> dict[str, Any]:
-    """The networks of a part, the evidence head among them where it looked at pixels."""
+    """The networks of a part, including the evidence head if it was used."""
     heads = heads_of(part.run, part.evidence)
     beside = {} if heads is None else {"evidence": {"source": BUNDLED, "sha256": heads.sha256}}
     return {"networks": _recipes(part.plan) | beside}
@@ -357,7 +357,7 @@ def _scene_facts(scene: Scene) -> dict[str, Any]:
 
 
 def _layer_facts(reader: SceneReader) -> dict[str, Any]:
-    """The scenes that a mosaic is made of."""
+    """The scenes of a mosaic."""
     scene_mosaic = scene_mosaic_of(reader)
     if scene_mosaic is None:
         return {}

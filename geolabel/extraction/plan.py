@@ -1,4 +1,4 @@
-"""Decide everything before a pixel is touched: grids, tiles, blocks, stretch, networks and parameters."""
+"""Decide everything before any pixel is processed: grids, tiles, blocks, stretch, networks and parameters."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TASK_TILES = 32
-"""Most tiles, or prompted windows, of one task: the unit of work that succeeds or is repeated as a whole."""
+"""Maximum number of tiles, or prompted windows, per task: the unit of work that succeeds or is repeated as a whole."""
 
 SHARES = 32
-"""Tasks that a short pass is cut into, as far as batches allow, so that every worker has something to do. More of them
-mean more records, and tiles that are read with fewer neighbours."""
+"""Minimum number of tasks of a pass, as far as batches allow, so that every worker has something to do. More of them
+mean more records, and more tiles read without their neighbours."""
 
 LOCALIZER_TILE = 512
-"""Side in pixels of the localizer's tiles, unless smaller tiles are asked for."""
+"""Side in pixels of the localizer's tiles, unless smaller tiles are requested."""
 
 SAMPLE_PX, GLANCE_PX = 1 << 20, 1 << 16
-"""Pixels of a scene that percentiles are taken of, and those that are looked at where the stretch is given."""
+"""Number of pixels to compute percentiles from, and number to examine if the stretch is given."""
 
 LEAST_PIXELS = 4
-"""Pixels that a landslide has to measure across to be told from what surrounds it: a word of warning, no limit."""
+"""Width in pixels below which a landslide can hardly be told from its surroundings: for a warning, not a limit."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +51,29 @@ class Plan:
 
     reader: SceneReader
     grid: Grid
-    """The working grid, cut to the bounds or the area of interest."""
+    """The working grid, cropped to the bounds or the area of interest."""
     stretch: Stretch
     localizer: Recipe
     segmenter: Recipe
     classes: tuple[str, ...]
-    """What polygons are of, in the order of the localizer."""
+    """Classes of the polygons, in the order of the localizer."""
     localize_tiles: TileGrid
     segment_tiles: TileGrid
     blocks: BlockGrid
     parameters: Parameters
     confidence: FittedConfidence | None = None
-    """Of the polygons; None for the model that comes with geolabel."""
+    """Confidence model of the polygons; None for the one that comes with geolabel."""
     masked: float = 0.0
-    """Share of the working grid that masks hide, 0..1."""
+    """Share of the working grid that is masked, 0..1."""
 
     @property
     def method(self) -> SceneMethod:
-        """What is asked of the networks."""
+        """How the networks are used."""
         return self.parameters.method
 
     @property
     def localized(self) -> bool:
-        """Whether there is a localizer to ask where the classes are likely."""
+        """Whether there is a localizer, which finds where the classes are likely."""
         return not isinstance(self.localizer, EverywhereRecipe)
 
     @property
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def task_tiles(self) -> int:
-        """Tiles of a task of the first pass."""
+        """Number of tiles of a task of the first pass."""
         return task_size(len(self.localize_tiles), self.localizer.batch)
 
     @property
@@ -106,7 +106,7 @@ class Plan:
         return range(-(-len(self.localize_tiles) // self.task_tiles))
 
     def tiles_of(self, task: int) -> range:
-        """Indices of the localizer's tiles that a task works on."""
+        """Indices of the localizer's tiles that a task processes."""
         size = self.task_tiles
         return range(task * size, min((task + 1) * size, len(self.localize_tiles)))
 
@@ -118,13 +118,13 @@ class Run:
     plan: Plan
     store: Store
     localized: bool = True
-    """False where all prompts are a person's: tiles are read for their validity only."""
+    """False if all prompts are a person's: tiles are then read for their validity only."""
 
 
 def task_size(count: int, batch: int) -> int:
-    """Tiles of each task of a pass over `count` tiles, in whole batches where that is possible.
+    """Number of tiles of each task of a pass over `count` tiles, in whole batches if possible.
 
-    It does not depend on who works, so that a run resumes with any number of workers.
+    It does not depend on the workers, so that a run resumes with any number of them.
 
     Examples
     --------
@@ -150,11 +150,11 @@ def make_plan(
     Parameters
     ----------
     bounds
-        Left, bottom, right, top in the scene's CRS; only this part is worked on.
+        Left, bottom, right, top in the scene's CRS; only this part is processed.
     working_gsd
         Metres per pixel of the working grid; by default the scene's own within the networks' range.
     stretch
-        See `geolabel.radiometry.Stretch.from_sample`; or one that is known already.
+        See `geolabel.radiometry.Stretch.from_sample`; or a known one.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def make_plan(
     from geolabel.engine import executors, worker
     from geolabel.models.tuning import compile_for, uncompiled
 
-    # What is asked of the networks here is the same on every device, and a cluster's client may lack the workers'.
+    # How networks are used does not depend on the device, and a cluster's client may lack that of the workers.
     here: dict[str, Any] = {"device": "cpu", "precision": "fp32"} if executors.clustered() else {}
     # The number of tiles decides below what auto means, most often off: the segmenter is then loaded once.
     locate, segment = (
@@ -178,7 +178,7 @@ def make_plan(
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
     grid = _working_grid(reader, (finest, coarsest), bounds, working_gsd)
-    # convolutions see tiles of any size, networks that are told words none larger than their own
+    # convolutions accept tiles of any size, networks that are prompted with words none larger than their own
     own = locate.window if isinstance(localizer, WordsRecipe) else LOCALIZER_TILE
     widest = own if parameters.method.dense else segment.window
     tile = widest if parameters.tile_size is None else parameters.tile_size
@@ -188,7 +188,7 @@ def make_plan(
         )
     overlap = tile // 4 if parameters.overlap is None else parameters.overlap
     smaller = min(tile, own)
-    # before a pixel is read: a header may claim more than can be worked on
+    # before a pixel is read: a header may claim more than can be processed
     localize_tiles = TileGrid(grid.height, grid.width, smaller, overlap * smaller // tile)
     segment_tiles = TileGrid(grid.height, grid.width, tile, overlap)
     segmenter = compile_for(segmenter, len(segment_tiles))
@@ -215,7 +215,7 @@ def _working_grid(
     bounds: tuple[float, float, float, float] | None,
     working_gsd: float | None,
 ) -> Grid:
-    """The scene's grid at the size of pixels that is worked at, cut to the bounds and the area of interest."""
+    """The scene's grid at the working pixel size, cropped to the bounds and the area of interest."""
     native, (_, coarsest) = reader.scene.grid, gsd_range
     if working_gsd is None and native.gsd > coarsest * MOST_ENLARGED * (1 + SAME_GSD):
         log.warning(
@@ -235,7 +235,7 @@ def _working_grid(
 
 
 def examined(reader: SceneReader, spec: str, on_error: str = "fail") -> tuple[SceneReader, Stretch]:
-    """A scene without what is no data in it though nothing says so, and its one stretch."""
+    """A scene without undeclared nodata, and its one stretch."""
     enough = SAMPLE_PX if spec.startswith("p") else GLANCE_PX
     bands, valid = reader.sample(enough, lenient=on_error == "skip")
     reader, valid = reader.examined(bands, valid)
@@ -243,7 +243,7 @@ def examined(reader: SceneReader, spec: str, on_error: str = "fail") -> tuple[Sc
 
 
 def _crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
-    """Cut a grid to the pixels that a rectangle of its CRS touches.
+    """Crop a grid to the pixels that a rectangle of its CRS touches.
 
     Raises
     ------
@@ -254,7 +254,7 @@ def _crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
     inverse = ~grid.transform
     corners = [inverse * corner for corner in ((left, top), (right, top), (right, bottom), (left, bottom))]
     cols, rows = [x for x, _ in corners], [y for _, y in corners]
-    # a hair's breadth is no pixel: bounds that lie on pixel edges pick exactly those pixels
+    # tolerate rounding: bounds on pixel edges select exactly those pixels
     row, col = math.floor(min(rows) + 1e-6), math.floor(min(cols) + 1e-6)
     height, width = math.ceil(max(rows) - 1e-6) - row, math.ceil(max(cols) - 1e-6) - col
     window = grid.window.intersection(Window(row, col, height, width))
@@ -271,7 +271,7 @@ def _crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
 
 
 MARGIN = 1 / 16
-"""Room, as a share of the tile, that a box keeps from the frame of the tile it is segmented in."""
+"""Minimum margin, as a share of the tile, between a box and the frame of the tile it is segmented in."""
 
 
 @dataclass(frozen=True)
@@ -280,9 +280,9 @@ class PromptedWindow:
 
     window: Window
     prompts: Prompts
-    """In pixels of the working grid, not of the window."""
+    """Prompts in pixels of the working grid, not of the window."""
     reach: int | None = None
-    """Pixels, along rows and columns; a point with no valid pixel as near as that is left out. None to ask all."""
+    """Pixels, along rows and columns; a point with no valid pixel that close is left out. None to use all."""
 
 
 def oversized(prompts: Prompts, tiles: TileGrid) -> BoolArray:
@@ -293,7 +293,7 @@ def oversized(prompts: Prompts, tiles: TileGrid) -> BoolArray:
 
 
 def assign(prompts: Prompts, tiles: TileGrid) -> list[PromptedWindow]:
-    """Give every prompt the tile whose centre is nearest to its own, or a window of its own where it does not fit.
+    """Assign every prompt to the tile with the nearest centre, or to a separate window if it does not fit.
 
     A prompt fits when its box with a margin lies inside the tile; the margin ends at the frame of the scene. No prompt
     may be larger than a tile (see `oversized`). Windows come in raster order, prompts in the order given.
@@ -315,7 +315,7 @@ def assign(prompts: Prompts, tiles: TileGrid) -> list[PromptedWindow]:
 
 
 def clip_to_tiles(prompts: Prompts, tiles: TileGrid) -> Prompts:
-    """Replace each object by its part in every tile whose core it reaches: the box cut to the tile, the points inside.
+    """Replace each object by its parts in all tiles whose core it intersects: box clipped to the tile, points inside.
 
     For objects larger than a tile of which only the outline is known, such as a box that a person drew. The parts
     keep the id of the object.

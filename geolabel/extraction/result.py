@@ -1,4 +1,4 @@
-"""The result of a run: what was found on one grid or on many, as one table in one CRS."""
+"""The result of a run: everything found on one grid or on many, as one table in one CRS."""
 
 from __future__ import annotations
 
@@ -49,28 +49,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """What was found on one grid, in its CRS."""
+    """Everything found on one grid, in its CRS."""
 
     polygons: gpd.GeoDataFrame
     """Landslides and candidates, in the order of their numbers from 1."""
     prompts: Prompts
-    """In pixels of the working grid."""
+    """Prompts in pixels of the working grid."""
     tiles: gpd.GeoDataFrame
     """Windows of the localizer: status, class probability, message."""
     objects: Objects
     """The same polygons as pixels."""
     run: Run
     evidence: Evidence = NO_EVIDENCE
-    """What is known beside the scene."""
+    """Evidence from outside the scene."""
 
     @property
     def plan(self) -> Plan:
-        """What was decided before."""
+        """The decisions before the run."""
         return self.run.plan
 
     @property
     def landslides(self) -> gpd.GeoDataFrame:
-        """Those polygons that are as likely as `Parameters.min_confidence` asks."""
+        """The polygons with at least a confidence of `Parameters.min_confidence`."""
         return self.polygons[_is_likely(self.polygons, self.plan)].reset_index(drop=True)
 
     @property
@@ -81,41 +81,41 @@ class Part:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that a run found, in the CRS that was asked for."""
+    """Everything that a run found, in the requested CRS."""
 
     landslides: gpd.GeoDataFrame
     candidates: gpd.GeoDataFrame
-    """What is less likely to be a landslide than `Parameters.min_confidence` asks, numbered with the landslides."""
+    """Polygons below `Parameters.min_confidence`, numbered with the landslides."""
     boxes: gpd.GeoDataFrame
-    """As the layer ``prompts``."""
+    """Boxes as in the layer ``prompts``."""
     points: gpd.GeoDataFrame
-    """As the layer ``prompt_points``."""
+    """Points as in the layer ``prompt_points``."""
     tiles: gpd.GeoDataFrame
     """Windows of the localizer: status, class probability, message."""
     parts: tuple[Part, ...]
     """What was found on each grid."""
     report: Report
     shown: Int64Array
-    """Numbers that the polygons found have without a review, of those that are landslides."""
+    """Numbers of the found polygons before the review, for those that are landslides."""
     reviewed: Reviewed | None = None
-    """What comes from a person's review."""
+    """Polygons from a person's review."""
     left_out: int = 0
-    """Polygons that were found on ground that the person has decided about."""
+    """Number of polygons found on ground that the person has decided about."""
     cut_out: AnyArray = field(default_factory=lambda: np.zeros(0, object))
-    """Ground that the person has decided about, and that was cut out of polygons that were found around it."""
+    """Ground that the person has decided about, and that was cut out of polygons found around it."""
 
     @property
     def fresh(self) -> frozenset[int]:
-        """Prompts that a person drew or changed since the file that they come from was written."""
+        """Prompts that a person drew or changed since their file was written."""
         return frozenset(int(n) for part in self.parts for n in part.prompts.ids[part.prompts.origins == FRESH])
 
     def reviewed_polygons(self, crs: pyproj.CRS | None) -> tuple[AnyArray, list[str]]:
-        """Outlines in a CRS, and classes, of the landslides that are a person's work."""
+        """Outlines in a CRS, and classes, of the landslides from a person's review."""
         own = self.landslides[self.landslides["id"].isin(self.reviewed.numbers if self.reviewed else ())]
         return reprojected(own, crs), own["class"].astype(str).tolist()
 
     def review_counts(self) -> dict[str, int]:
-        """What came of a person's review, if there was one."""
+        """Counts of a person's review, if there was one."""
         if self.reviewed is None:
             return {}
         kept, rejected = len(self.reviewed.numbers), len(self.reviewed.rejected)
@@ -124,7 +124,7 @@ class Result:
     def figures(self) -> dict[str, Any]:
         """The figures that a user wants to see first.
 
-        The mean confidence, where it is known, estimates which share of the landslides is right.
+        The mean confidence, if it is known, estimates which share of the landslides is right.
         """
         confidence = self.landslides["confidence"].to_numpy(float)
         known = confidence[np.isfinite(confidence)]
@@ -138,7 +138,7 @@ class Result:
             polygons["reasons"] = dict(sorted(Counter(self.candidates["reason"].dropna()).items()))
         known = [part.evidence.before for part in self.parts if part.evidence.before is not None]
         moved = [one for before in known for one in before.displacements]
-        if any(one.blocks for one in moved):  # a position that is trusted is not measured
+        if any(one.blocks for one in moved):  # georeferencing that is trusted is not measured
             polygons["displacements_px"] = [[one.rows, one.cols] for one in moved]
         known_classes = self.parts[0].plan.classes
         if len(known_classes) > 1:
@@ -148,12 +148,12 @@ class Result:
 
 
 def combine(parts: Sequence[Part], groups: SceneGroups, report: Report, *, given: bool) -> Result:
-    """The parts as one, in the CRS asked for: prompts and tiles numbered through, landslides that overlap merged.
+    """The parts as one, in the requested CRS: prompts and tiles numbered through, landslides that overlap merged.
 
     Parameters
     ----------
     given
-        Whether the prompts come from a file, whose numbers they keep.
+        Whether the prompts come from a file; they keep its numbers.
     """
     numbers = _numbers([part.prompts.ids for part in parts], given=given)
     parts = [_renumbered(part, ids) for part, ids in zip(parts, numbers, strict=True)]
@@ -179,14 +179,14 @@ def combine(parts: Sequence[Part], groups: SceneGroups, report: Report, *, given
 
 
 def _with_source(part: Part, groups: SceneGroups) -> gpd.GeoDataFrame:
-    """The polygons of a part; of several scenes, each names its own in a list."""
+    """The polygons of a part; with several scenes, each lists its own."""
     if groups.scenes == 1 or scene_mosaic_of(part.plan.reader) is not None:
         return part.polygons
     return part.polygons.assign(source=source_list([part.plan.reader.scene.name]))
 
 
 def _renumbered(part: Part, ids: Int64Array) -> Part:
-    """The same with other numbers (K,) of the prompts, also where landslides name them."""
+    """A copy with other numbers (K,) of the prompts, also in the column of landslides that names them."""
     if np.array_equal(part.prompts.ids, ids):
         return part
     new = dict(zip(part.prompts.ids.tolist(), ids.tolist(), strict=True))
@@ -199,14 +199,14 @@ def _renumbered(part: Part, ids: Int64Array) -> Part:
 
 
 def _numbers(own: Sequence[Int64Array], *, given: bool) -> list[Int64Array]:
-    """Numbers of the prompts of all parts, none of them twice.
+    """Numbers of the prompts of all parts, without duplicates.
 
     Parameters
     ----------
     own
         Numbers of each part.
     given
-        Whether they were given, and so are kept where no earlier part has them; a prompt may be on several grids.
+        Whether they come from a file; they are then kept unless an earlier part has them: a prompt may be on two grids.
     """
     free = 1 + max((int(ids.max()) for ids in own if len(ids)), default=-1)
     taken: set[int] = set()
@@ -234,16 +234,16 @@ def complete(
     evidence: Evidence,
     cut: BoolArray | None = None,
 ) -> gpd.GeoDataFrame:
-    """Add what is not measured of landslides, and put the columns in the order of the inventory.
+    """Add the attributes of landslides that are not measured, and put the columns in the order of the inventory.
 
     Parameters
     ----------
     seen
-        Source and date of each landslide, where these are not the same for all.
+        Source and date of each landslide, if these are not the same for all.
     drawn_ids
         Prompts that a person drew, see `_confidence_known`.
     evidence
-        What speaks against polygons that no person asked for.
+        Evidence against polygons that no person asked for.
     cut : (K,)
         Which were cut out of others, see `geolabel.extraction.cutting`.
     """
@@ -259,10 +259,10 @@ def complete(
 
 
 def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, asked: BoolArray) -> Float64Array:
-    """(K,) confidence of landslides; NaN where none is known for the networks or the method, or a person asked for one.
+    """(K,) confidence of landslides; NaN if none is known for the networks or the method, or a person drew the prompt.
 
-    The model knows polygons of the localizer's prompts; what answers a prompt that a person drew is likelier than it
-    could say. What is known beside the scene makes it surer.
+    The model was fitted to polygons of the localizer's prompts; those of a prompt that a person drew are likelier than
+    it would estimate. Evidence refines it.
     """
     networks = {recipe.role: recipe.sha256 for recipe in (plan.localizer, plan.segmenter)}
     confidence = confidence_of(landslides, networks, plan.method.name, plan.confidence)
@@ -272,16 +272,16 @@ def _confidence_known(landslides: gpd.GeoDataFrame, plan: Plan, asked: BoolArray
 
 
 def answering(prompts: pd.Series, numbers: frozenset[int]) -> BoolArray:
-    """(K,) which landslides, by the column that names their prompts, answer one of some prompts."""
+    """(K,) whether a landslide, by the column that names its prompts, belongs to one of some prompts."""
     if not numbers:
         return np.zeros(len(prompts), bool)
     return np.array([not numbers.isdisjoint(prompt_numbers(named)) for named in prompts], bool)
 
 
 def _is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
-    """(K,) whether polygons are landslides; what is less sure than asked, or what evidence speaks against, is not.
+    """(K,) whether polygons are landslides: their confidence suffices, and no evidence speaks against them.
 
-    Where nothing is known of its confidence, a polygon counts.
+    A polygon without a known confidence is one.
     """
     confidence = polygons["confidence"].to_numpy(float)
     sure = np.isnan(confidence) | (confidence >= (plan.parameters.min_confidence or 0))
@@ -290,7 +290,7 @@ def _is_likely(polygons: gpd.GeoDataFrame, plan: Plan) -> BoolArray:
 
 
 def source_list(names: Iterable[str]) -> str:
-    """The scenes of a landslide as the inventory has them: a list in JSON."""
+    """The scenes of a landslide as in the inventory: a JSON list."""
     return json.dumps(list(names), ensure_ascii=False)
 
 
@@ -300,12 +300,12 @@ def source_list(names: Iterable[str]) -> str:
 def stacked(
     tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None, columns: Mapping[str, Kind]
 ) -> gpd.GeoDataFrame:
-    """Put tables one after the other, their geometry reprojected to `crs`; what columns they lack is null.
+    """Concatenate tables, with their geometry reprojected to `crs`; columns that one lacks are null.
 
     Raises
     ------
     VectorError
-        If a geometry has no place in `crs`.
+        If a geometry lies outside the domain of `crs`.
     """
     tables = [table.reindex(columns=[*columns, table.geometry.name]) for table in tables]
     values = {name: _column([table[name] for table in tables], kind) for name, kind in columns.items()}
@@ -316,7 +316,7 @@ def stacked(
 def _as_one(
     tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None, columns: Mapping[str, Kind]
 ) -> gpd.GeoDataFrame:
-    """As `stacked`; a single table that is in `crs` stays as it is."""
+    """As `stacked`; a single table that is in `crs` is returned unchanged."""
     if len(tables) == 1 and same_crs(tables[0].crs, crs):
         return tables[0]
     return stacked(tables, crs, columns)
@@ -335,12 +335,12 @@ def _column(parts: Sequence[pd.Series], kind: Kind) -> AnyArray:
 
 
 def reprojected(table: gpd.GeoDataFrame, crs: pyproj.CRS | None) -> AnyArray:
-    """The geometries of a table in a CRS, valid there; as they are where it is their own.
+    """The geometries of a table in a CRS, valid there; unchanged if it is their own.
 
     Raises
     ------
     VectorError
-        If one has no place in `crs`.
+        If one lies outside its domain.
     """
     own = table.crs
     if crs is None or own is None or same_crs(own, crs) or not len(table):
@@ -354,14 +354,14 @@ def reprojected(table: gpd.GeoDataFrame, crs: pyproj.CRS | None) -> AnyArray:
 
 
 def in_dst_crs(table: gpd.GeoDataFrame, dst_crs: str | pyproj.CRS | None) -> gpd.GeoDataFrame:
-    """Polygons in a CRS that a user names, their sizes measured there; as they are where none is named, or their own.
+    """Polygons in a CRS that a user names, with sizes measured there; unchanged if none is named, or their own.
 
     Raises
     ------
     OptionError
         If PROJ does not know the CRS, or the polygons have none.
     VectorError
-        If a polygon has no place in it.
+        If a polygon lies outside its domain.
     """
     crs = parse_crs(dst_crs)
     if crs is None or same_crs(table.crs, crs):
@@ -372,23 +372,23 @@ def in_dst_crs(table: gpd.GeoDataFrame, dst_crs: str | pyproj.CRS | None) -> gpd
 
 
 def merge_overlaps(tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    """Landslides of several scenes as one table, where those of different scenes that overlap are one.
+    """Landslides of several scenes as one table, in which those of different scenes that overlap are merged.
 
-    What only touches stays apart, as do landslides of the same scene, which are apart in their pixels, and those of
+    Landslides that only touch stay apart, as do those of the same scene, which are apart in their pixels, and those of
     different classes.
 
     Parameters
     ----------
     tables
-        As in the inventory of each scene; ``source`` is a list in JSON.
+        As in the inventory of each scene; ``source`` is a JSON list.
     crs
-        Of the result.
+        CRS of the result.
 
     Returns
     -------
     geopandas.GeoDataFrame
         Numbered by scene and there as before. A union has the sum of its parts' prompts, their largest score, other
-        means weighted by area, all their sources, and what is left of its largest part.
+        means weighted by area, all their sources, and the other attributes of its largest part.
     """
     if len(tables) == 1 and same_crs(tables[0].crs, crs):
         return tables[0]
@@ -411,13 +411,13 @@ def merge_overlaps(tables: Sequence[gpd.GeoDataFrame], crs: pyproj.CRS | None) -
 
 
 def overlapping(shapes: AnyArray, scene: Int64Array, kind: Int64Array | None = None) -> tuple[Int32Array, int]:
-    """Which polygons belong together since they share ground with one of another scene.
+    """Group polygons that share ground with a polygon of another scene.
 
     Parameters
     ----------
     shapes : (N,) polygons
-    scene : (N,) whose each is
-    kind : (N,) of what class each is; None where all are of one
+    scene : (N,) the scene of each
+    kind : (N,) the class of each; None if all have the same
 
     Returns
     -------
@@ -432,7 +432,7 @@ def overlapping(shapes: AnyArray, scene: Int64Array, kind: Int64Array | None = N
 
 
 def _union(parts: gpd.GeoDataFrame) -> dict[str, Any]:
-    """One landslide of several; see `merge_overlaps`."""
+    """One landslide made of several; see `merge_overlaps`."""
     area = parts["area_m2"].to_numpy(float)
     merged = {column.name: MERGED[column.merged](parts[column.name], area) for column in LANDSLIDES}
     return merged | {"geometry": shapely.union_all(parts.geometry.to_numpy())}
@@ -471,11 +471,11 @@ MERGED: Mapping[Merged, Callable[[pd.Series, Float64Array], Any]] = {
     "scenes": _scene_list,
     "shared": lambda values, _: common_date(list(values)),
 }
-"""Values of polygons and their areas to that of their union, by what `geolabel.io.columns.Column.merged` says."""
+"""Functions from values of polygons and their areas to that of their union, by `geolabel.io.columns.Column.merged`."""
 
 
 def _measured(table: gpd.GeoDataFrame, new: BoolArray) -> gpd.GeoDataFrame:
-    """The table with multipolygons, and the sizes of those outlines that are new."""
+    """The table with multipolygons, and with the sizes of new outlines."""
     outlines = table.geometry.to_numpy()
     singles = shapely.get_type_id(outlines) == shapely.GeometryType.POLYGON
     outlines = np.where(

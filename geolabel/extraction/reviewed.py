@@ -1,11 +1,11 @@
-"""What a person reviewed, and what a run found, as one inventory.
+"""Combine a person's review and what a run found into one inventory.
 
 A person's work comes first. A polygon that the run found is left out if at least half of it is on ground that a person
-has decided about, of whatever class: kept, as it stands in the inventory already, or rejected. If instead it covers at
-least half of such a polygon, and much ground besides, it is a candidate, for the person to see; if less than a quarter
-of it is decided about, that ground is cut out of it instead, and the rest is what it was found as. Two kinds of
-polygons are exempt: those that the reviewed file holds with the same outline and that nobody touched, which keep their
-numbers; and, on rejected ground, those that answer a prompt that was drawn or changed since that file was written.
+has decided about, of whatever class: kept, and so in the inventory already, or rejected. If instead it covers at least
+half of such a polygon, and much ground besides, it is a candidate, for the person to see; if less than a quarter of it
+is decided about, that ground is cut out of it instead, and the rest is kept as found. Two kinds of polygons are exempt:
+those that the reviewed file holds with the same outline and that nobody touched, which keep their numbers; and, on
+rejected ground, those of a prompt that was drawn or changed since that file was written.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from geolabel.types import AnyArray, BoolArray, Float64Array
 log = logging.getLogger(__name__)
 
 SHARE = 0.5
-"""Of a polygon, from which on ground that a person has decided about decides about it."""
+"""Share of a polygon on decided ground from which on it is left out."""
 
 LITTLE = 0.25
-"""Of a polygon that covers a decided one, below which that ground is cut out of it: it is mostly new ground."""
+"""Share of a polygon on decided ground below which that ground is cut out of it: it is mostly new ground."""
 
 
 def _review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None) -> Review | None:
-    """The review that a run keeps: that of the file named for it, else of the one whose prompts it answers, if ours.
+    """The review that a run keeps: that of the file named for it, else of the file of prompts, if geolabel wrote it.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def _review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None
 def carried_over(
     keep_reviewed: str | Path | None, prompts_from: str | Path | None, *, discard: bool = False
 ) -> Carried:
-    """What of a person's work a run carries over; see `_review_of`."""
+    """The part of a person's review that a run carries over; see `_review_of`."""
     review = _review_of(keep_reviewed, prompts_from)
     if prompts_from is None or not Path(prompts_from).is_file():  # none, or a URL, which no output can be
         return Carried(discard, review)
@@ -80,10 +80,10 @@ def carried_over(
 
 
 def with_review(result: Result, review: Review | None) -> Result:
-    """What a person reviewed and what a run found as one result; see the module for the rules.
+    """Combine a person's review and what a run found into one result; see the module for the rules.
 
-    Numbers of what was kept, or is found again as it was, are as before; all others are higher than any that a polygon
-    of these files has had.
+    Polygons that were kept, or found again with the same outline, keep their numbers; all others get higher ones than
+    any polygon of these files has had.
     """
     if review is None:
         return result
@@ -129,7 +129,7 @@ def with_review(result: Result, review: Review | None) -> Result:
 
 
 def number_new(tables: Sequence[gpd.GeoDataFrame], highest: int) -> int:
-    """Number, in their places, the polygons that have no ``id``, above `highest`; the highest number then."""
+    """Number, in place, the polygons that have no ``id``, above `highest`; returns the new highest number."""
     for table in tables:
         new = table["id"].isna().to_numpy(bool)
         table.loc[new, "id"] = np.arange(highest + 1, highest + 1 + new.sum())
@@ -138,13 +138,13 @@ def number_new(tables: Sequence[gpd.GeoDataFrame], highest: int) -> int:
 
 
 def looked_in(review: Review, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    """Windows that a person has looked at, in a CRS."""
+    """Windows that a person has reviewed, in a CRS."""
     columns = WINDOW_COLUMNS | added_columns([review.looked], WINDOW_COLUMNS)
     return stacked([review.looked], crs, columns) if len(review.looked) else review.looked
 
 
 def reviewed_in(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float | None) -> gpd.GeoDataFrame:
-    """Reviewed polygons in the CRS of the inventory, with the sizes of those outlines that are a person's."""
+    """Reviewed polygons in the CRS of the inventory, with the sizes of outlines that a person drew."""
     outlines = reprojected(table, crs)
     new = np.full(len(table), not same_crs(table.crs, crs)) | table[REDRAWN].to_numpy(bool)
     table = table.reindex(columns=[*dict.fromkeys([*table.columns, *LANDSLIDE_COLUMNS])])
@@ -159,19 +159,19 @@ def reviewed_in(table: gpd.GeoDataFrame, crs: pyproj.CRS | None, unit_m: float |
 
 
 def _waiting(review: Review, crs: pyproj.CRS | None) -> dict[bytes, tuple[int, str]]:
-    """Number and layer of the polygons that nobody has looked at, by their outlines."""
+    """Number and layer of the unreviewed polygons, by their outlines."""
     outlines = canonical(reprojected(review.waiting, crs))
     rows = zip(outlines, review.waiting["id"], review.waiting[LAYER], strict=True)
     return {shapely.to_wkb(outline): (int(number), layer) for outline, number, layer in rows}
 
 
 def _known(shapes: AnyArray, was: Mapping[bytes, tuple[int, str]]) -> list[tuple[int, str] | None]:
-    """What `_waiting` says of the outlines (K,)."""
+    """What `_waiting` returns for the outlines (K,)."""
     return [was.get(shapely.to_wkb(outline)) for outline in canonical(shapes)]
 
 
 def _without(found: gpd.GeoDataFrame, cut: BoolArray, decided: AnyArray, unit_m: float | None) -> gpd.GeoDataFrame:
-    """Polygons (K,), some of them without the ground (K,) that is decided about, measured again."""
+    """Polygons (K,), some of them without the decided ground (K,), measured again."""
     if not cut.any():
         return found
     outlines = np.asarray(found.geometry.to_numpy(), object).copy()
@@ -186,12 +186,12 @@ def _without(found: gpd.GeoDataFrame, cut: BoolArray, decided: AnyArray, unit_m:
 def _decided(
     shapes: AnyArray, answers: BoolArray, kept: gpd.GeoDataFrame, rejected: gpd.GeoDataFrame
 ) -> tuple[Float64Array, BoolArray, AnyArray]:
-    """(K,) share of polygons that is decided about, which cover such a polygon to `SHARE`, and that ground.
+    """(K,) share of polygons on decided ground, whether they cover a decided polygon to `SHARE`, and that ground.
 
     Parameters
     ----------
     answers : (K,)
-        Which answer a fresh prompt, so that rejected ground does not count.
+        Which belong to a fresh prompt, so that rejected ground is ignored.
     """
     ground = polygons.valid_multipolygons(np.concatenate([kept.geometry.to_numpy(), rejected.geometry.to_numpy()]))
     refused = np.arange(len(ground)) >= len(kept)

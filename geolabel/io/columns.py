@@ -19,16 +19,16 @@ Page = Literal["Review", "Size", "Quality", "Evidence", "Origin"]
 """Pages of the form in QGIS."""
 
 Merged = Literal["largest", "measured", "mean", "maximum", "sum", "numbers", "scenes", "shared"]
-"""What becomes of a value when polygons of several scenes are merged into one.
+"""How a value is computed when polygons of several scenes are merged into one.
 
-``largest``: that of the largest polygon; ``measured``: measured again of the new outline; ``mean``: weighted by area;
+``largest``: that of the largest polygon; ``measured``: measured again on the new outline; ``mean``: weighted by area;
 ``maximum``; ``sum``; ``numbers``: all numbers of their lists, ascending; ``scenes``: all names of their lists;
 ``shared``: the value if all share it, else null.
 """
 
 
 Statistic = Literal["mean", "maximum"]
-"""Of the pixels of a polygon."""
+"""Statistics of the pixels of a polygon."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Column:
     name: str
     kind: Kind
     alias: str
-    """What QGIS calls it, with the unit."""
+    """Name in QGIS, with the unit."""
     meaning: str
     decimals: int | None = None
-    """Digits after the point that are worth reading; None for what has none."""
+    """Significant digits after the point; None for values without any."""
     page: Page = "Origin"
     merged: Merged = "largest"
     edited: bool = False
     """Whether a person fills it in; all others follow from the outline and the run."""
     of: Of | None = None
-    """The layer that it describes, if any; other columns are measured, counted or filled in by name."""
+    """The layer that it summarises, if any; other columns are measured, counted or filled in by name."""
 
 
 LANDSLIDES = (
@@ -374,7 +374,7 @@ def kinds(*names: str) -> dict[str, Kind]:
 LANDSLIDE_COLUMNS = kinds(*(column.name for column in LANDSLIDES))
 
 MEASURED = tuple(column.name for column in LANDSLIDES if column.merged == "measured")
-"""Columns that are measured of an outline, see `geolabel.geodesy.Sizes`."""
+"""Columns that are measured on an outline, see `geolabel.geodesy.Sizes`."""
 
 TERRAIN = ("slope_mean_deg", "slope_max_deg", "relief_m", "aspect_deg", "h_over_l", "upslope_curvature")
 """Columns that follow from a height model."""
@@ -386,7 +386,7 @@ ACTIVITIES = ("reactivated", "new")
 """Values of the column ``activity``."""
 
 SEEN = ("evidence",)
-"""Column that the evidence head gives."""
+"""Column of the evidence head."""
 
 MASKED = ("masked_edge",)
 """Columns that follow from masks."""
@@ -405,22 +405,22 @@ WINDOW_COLUMNS = kinds(*(column.name for column in WINDOWS))
 CHANGE_COLUMNS = kinds(*(column.name for column in CHANGES))
 
 TRUTH_COLUMNS = kinds("id", "area_m2")
-"""Of the landslides that a synthetic scene was made with."""
+"""Columns of the landslides of a synthetic scene."""
 
 MASKED_COLUMNS = kinds("id")
-"""Of the layer ``masked``: ground that masks leave out."""
+"""Columns of the layer ``masked``: ground that masks leave out."""
 
 DERIVED = frozenset(column.name for column in LANDSLIDES if not column.edited) | {"n_tiles"}
 """Columns of polygons that follow from the outline and the run. All others are for a person to fill in or to add."""
 
 NAME_LENGTH = 10
-"""Characters of a column name in a Shapefile."""
+"""Maximum length of a column name in a Shapefile."""
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """Names of columns with ten characters at most, no two of which are the same in any case of letters.
 
-    Longer ones lose the vowels within their words first, and then their end.
+    Longer ones first lose the vowels inside their words, and then their end.
 
     Examples
     --------
@@ -428,7 +428,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     {'area_m2': 'area_m2', 'activation_share': 'actvtn_shr', 'activation_shares': 'actvtn_sh2'}
     """
     found: dict[str, str] = {}
-    for name in sorted(names, key=len):  # what is short already keeps its name
+    for name in sorted(names, key=len):  # short names keep their form
         short = name if len(name) <= NAME_LENGTH else re.sub(r"(?<=[^\W_])[aeiou]", "", name)[:NAME_LENGTH]
         number, taken = 1, {other.lower() for other in found.values()}
         while short.lower() in taken:

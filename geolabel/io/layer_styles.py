@@ -1,8 +1,8 @@
 """The table ``layer_styles`` of a GeoPackage: styles of geolabel, and those that a person saved in QGIS.
 
-A style of geolabel has its description; QGIS gives another one to what a person saves, also under the same name.
-Styles of a person stay with their file: they are kept where the file is written again, and nowhere else, since a style
-of QGIS can hold code.
+A style of geolabel has its description; QGIS gives another one to styles that a person saves, also under the same name.
+Styles of a person stay with their file: they are kept when the file is written again, and nowhere else, since a style
+of QGIS can contain code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def insert_styles(connection: sqlite3.Connection, styles: Iterable[tuple[str, st
     geometry
         Name of the geometry column, which QGIS compares.
     time
-        Of the last change.
+        Time of the last change.
     """
     connection.executemany(
         f"INSERT INTO layer_styles ({COLUMNS}) VALUES ('', '', ?1, ?2, ?1, ?3, '', NOT EXISTS (SELECT 1 FROM "  # noqa: S608
@@ -57,7 +57,7 @@ def insert_styles(connection: sqlite3.Connection, styles: Iterable[tuple[str, st
 
 
 def saved_styles(path: str | Path) -> list[str]:
-    """Names of the styles that a person saved in a GeoPackage; none where it has no table of styles."""
+    """Names of the styles that a person saved in a GeoPackage; none if it has no table of styles."""
     try:
         with reading_database(path) as connection:
             rows = connection.execute(f"SELECT styleName FROM layer_styles WHERE {OTHER} ORDER BY id", (ABOUT,))  # noqa: S608

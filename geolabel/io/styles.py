@@ -1,9 +1,9 @@
 """QGIS styles (QML) of the layers that geolabel writes: symbols, field names and a form for the review.
 
 QGIS reads them from the table ``layer_styles`` of a GeoPackage. Outlines run from pale to dark with the confidence, so
-that they read in print and to the colour-blind, on a dark line that stands out from any ground; fills let the image
-shine through. A style cannot keep a layer from being loaded, but it can leave its symbols unticked in the list of
-layers: so it is with prompts and tiles.
+that they are legible in print and for the colour-blind, on a dark line that stands out from any ground; fills are
+transparent. A style cannot keep a layer from being loaded, but it can leave its symbols unticked in the list of
+layers, as it does for prompts and tiles.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ import pandas as pd
 from geolabel.io.columns import COLUMNS, Kind, Page
 
 VERSION = "3.22.0"
-"""Of QGIS, whose documents these are: an older one warns of them."""
+"""Version of QGIS whose format these documents have: an older one warns of them."""
 
 REVIEW_STATES = ("unreviewed", "accepted", "rejected")
-"""What a reviewer can make of a landslide or a prompt; QGIS offers them as a list."""
+"""Decisions about a landslide or a prompt; QGIS offers them as a list."""
 
 WINDOW_STATES = ("unreviewed", "reviewed")
-"""What a reviewer can make of a window: whether all of it was looked at."""
+"""Status of a window: whether all of it was looked at."""
 
 WARM = ("255,255,178", "254,204,92", "253,141,60", "240,59,32", "189,0,38")
 COOL = ("198,240,255", "120,214,250", "52,170,235", "24,112,204", "12,58,150")
 GREY = ("190,190,190", "160,160,160", "130,130,130", "95,95,95", "60,60,60")
 
 COLOURS = ("213,94,0", "0,114,178", "204,121,167", "230,159,0", "86,180,233", "0,0,0")
-"""Of classes, in their order, from the palette of Okabe and Ito (2008), which the colour-blind can tell; then again."""
+"""Colours of classes, in order and repeated: the palette of Okabe and Ito (2008), which suits the colour-blind."""
 
 GREEN, DARK, MIDDLE = "0,158,115", "30,30,30", "120,120,120"
 
 LIMITS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Of the classes that a share is shown in."""
+"""Limits of the classes of a share."""
 
 PAGES: tuple[Page, ...] = ("Review", "Size", "Quality", "Evidence", "Origin")
-"""Of the form, in their order."""
+"""Pages of the form, in their order."""
 
 REVIEW_FIRST = ("id", "prompt", "window", "rank", "status", "notes", "event_date", "class")
-"""Order of the fields that a reviewer fills in, which is not that of the file."""
+"""Order of the fields that a reviewer fills in; it differs from that of the file."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """One symbol, in QGIS's own words."""
+    """One symbol, in the terms of QGIS."""
 
     kind: str
     """``fill`` or ``marker``."""
@@ -58,12 +58,12 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Rule:
-    """Features that a condition holds for are shown with `symbol`, or by the rules below this one."""
+    """Features for which a condition holds are drawn with `symbol`, or by the rules below this one."""
 
     label: str
     symbol: Symbol | None = None
     condition: str = ""
-    """An expression of QGIS; empty for all features, ``ELSE`` for those that no rule beside this one takes."""
+    """An expression of QGIS; empty for all features, ``ELSE`` for those that match no sibling rule."""
     below: tuple[Rule, ...] = ()
     ticked: bool = True
     """Whether it is shown when the layer is loaded."""
@@ -76,9 +76,9 @@ class Style:
     rules: tuple[Rule, ...]
     columns: Mapping[str, Kind]
     title: str
-    """Expression of QGIS: what a feature is called."""
+    """Expression of QGIS for the display name of a feature."""
     label: str | None = None
-    """Column that is written beside each feature, if any."""
+    """Column to label each feature with, if any."""
 
     def qml(self) -> str:
         """The style as the document that QGIS would save."""
@@ -98,7 +98,7 @@ class Style:
 
 
 def document(root: ET.Element) -> str:
-    """A document of QGIS, with the line that QGIS begins one with."""
+    """A document of QGIS, with the doctype of QGIS."""
     ET.indent(root, " ")
     return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ET.tostring(root, encoding="unicode")
 
@@ -153,7 +153,7 @@ def _fill(colour: str, style: str = "solid") -> tuple[str, Mapping[str, str]]:
 
 
 def _cased(colour: str, width: float = 0.5, fill: str = "0") -> Symbol:
-    """An outline in a colour on a dark line that is a little wider, and what fill there is, of 0 to 255."""
+    """An outline in a colour on a slightly wider dark line, with a fill of an opacity of 0 to 255."""
     casing = _line("0,0,0,150", width + 0.4)
     return Symbol("fill", (_fill(f"{colour},{fill}"), casing, _line(f"{colour},255", width)))
 
@@ -185,7 +185,7 @@ def _dot(colour: str, shape: str = "circle", outline: str = "255,255,255,255") -
 
 
 def _add_labels(root: ET.Element, column: str) -> None:
-    """Write a column in dark on white beside each feature, also where labels or features are in the way."""
+    """Label each feature with a column in dark on white, even where labels or features overlap."""
     settings = ET.SubElement(ET.SubElement(root, "labeling", type="simple"), "settings", calloutType="simple")
     font = {"fontSize": "10", "fontSizeUnit": "Point", "fontWeight": "75", "textColor": f"{DARK},255"}
     text = ET.SubElement(settings, "text-style", {"fieldName": column, "isExpression": "0"} | font)
@@ -221,12 +221,12 @@ def _add_fields(root: ET.Element, columns: Mapping[str, Kind]) -> None:
 
 
 def _is_reviewed(columns: Mapping[str, Kind]) -> bool:
-    """Whether the layer has a ``status`` that a person sets; that of tiles is another."""
+    """Whether the layer has a ``status`` that a person sets, unlike that of tiles."""
     return "status" in columns and "tile" not in columns
 
 
 def _is_fixed(name: str, columns: Mapping[str, Kind]) -> bool:
-    """Whether a column follows from the run, so that the form shows it and takes no other value."""
+    """Whether a column follows from the run, so that it is read-only in the form."""
     return "tile" in columns or (name in COLUMNS and not COLUMNS[name].edited)
 
 
@@ -240,7 +240,7 @@ def _widget(name: str, kind: Kind) -> str:
 
 
 def _settings(name: str, kind: Kind) -> dict[str, tuple[str, str]]:
-    """Type and value of what a widget is set to."""
+    """Type and value of a setting of a widget."""
     if name == "notes":
         return {"IsMultiline": ("bool", "true"), "UseHtml": ("bool", "false")}
     if kind == "date":
@@ -256,7 +256,7 @@ def _settings(name: str, kind: Kind) -> dict[str, tuple[str, str]]:
 
 
 def _add_form(root: ET.Element, columns: Mapping[str, Kind]) -> None:
-    """Pages of the form, and the order of the table: what a reviewer fills in comes first."""
+    """Pages of the form, and the order of the table, in which the fields of the reviewer come first."""
     known = [name for name in columns if name in COLUMNS]
     pages = {page: [name for name in known if COLUMNS[name].page == page] for page in PAGES}
     pages["Review"].sort(key=REVIEW_FIRST.index)
@@ -286,7 +286,7 @@ def style_of(layer: str, features: pd.DataFrame, columns: Mapping[str, Kind]) ->
     Parameters
     ----------
     columns
-        All that the layer has, in their order; those that geolabel does not know are a person's.
+        All columns of the layer, in order; those that geolabel does not know are a person's.
     """
     return Style(_LAYERS[layer](features), columns, _title(columns), "rank" if "rank" in columns else None)
 
@@ -298,7 +298,7 @@ def _title(columns: Mapping[str, Kind]) -> str:
 
 
 def _graded(features: pd.DataFrame, name: str, symbols: Sequence[Symbol]) -> tuple[Rule, ...]:
-    """A rule for each class of a column from 0 to 1 that has a feature, and one for all that has no value."""
+    """A rule for each class of a column from 0 to 1 that has a feature, and one for features without a value."""
     values = pd.to_numeric(features[name]).to_numpy(float) if name in features else np.zeros(0)
     counts, _ = np.histogram(values[np.isfinite(values)], LIMITS)
     rules = []
@@ -310,7 +310,7 @@ def _graded(features: pd.DataFrame, name: str, symbols: Sequence[Symbol]) -> tup
 
 
 def _reviewed(*rest: Rule) -> tuple[Rule, ...]:
-    """What a person has decided about, and the rules for what is left."""
+    """Rules for decided features, followed by the rules for the others."""
     accepted = Rule("accepted", _cased(GREEN, 0.8, "50"), "lower(\"status\") = 'accepted'")
     return accepted, Rule("rejected", _crossed(MIDDLE), "lower(\"status\") = 'rejected'"), *rest
 
@@ -330,7 +330,7 @@ def _landslides(features: pd.DataFrame) -> tuple[Rule, ...]:
 
 
 def _classes(names: Sequence[str]) -> tuple[Rule, ...]:
-    """A rule for each class, and one for what has none."""
+    """A rule for each class, and one for features without one."""
     rules = [
         Rule(name, _cased(COLOURS[number % len(COLOURS)], fill="30"), f'"class" = {_quoted(name)}')
         for number, name in enumerate(names)
@@ -339,7 +339,7 @@ def _classes(names: Sequence[str]) -> tuple[Rule, ...]:
 
 
 def _quoted(text: str) -> str:
-    """A text as a literal of QGIS's expressions."""
+    """A text as a literal in an expression of QGIS."""
     return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
@@ -372,7 +372,7 @@ def _changes(_: pd.DataFrame) -> tuple[Rule, ...]:
 
 
 def _windows(_: pd.DataFrame) -> tuple[Rule, ...]:
-    """Windows to look at in their order, those that come first thickest; what was looked at is thin."""
+    """Windows in their order of review, the first ones thickest; reviewed ones are thin."""
     return (
         Rule("reviewed", _outlined(MIDDLE, 0.3, "dash"), "lower(\"status\") = 'reviewed'"),
         Rule("look here first: 1 to 5", _cased(COOL[1], 0.9), '"rank" <= 5'),

@@ -38,13 +38,13 @@ class Inventory:
 
     crs: pyproj.CRS | None
     polygons: gpd.GeoDataFrame
-    """Columns of the file; ``id`` is null for what has no number."""
+    """Columns of the file; ``id`` is null for a polygon without a number."""
     layer: AnyArray
-    """(N,) ``landslides``, ``candidates`` or ``rejected``: the layer that a polygon belongs to by what was decided."""
+    """(N,) ``landslides``, ``candidates`` or ``rejected``: the layer of a polygon after the review."""
     state: AnyArray
     """(N,) ``unreviewed``, ``accepted``, ``rejected``, ``edited``, ``added`` or ``deleted``."""
     record: Record | None
-    """Record of what geolabel wrote; None for other formats or programs, where only ``status`` counts."""
+    """Record of what geolabel wrote; None for other formats or programs, where only ``status`` is used."""
 
     @property
     def right(self) -> BoolArray:
@@ -69,7 +69,7 @@ class Inventory:
         Raises
         ------
         VectorError
-            If one has no place in it.
+            If one lies outside its domain.
         """
         return valid_multipolygons(reprojected(self.polygons, crs))
 
@@ -77,7 +77,7 @@ class Inventory:
 def read_inventory(path: str | Path) -> Inventory:
     """Read the polygons of an inventory and their review.
 
-    In a file without the record of what was written, such as an export, only ``status`` counts; see
+    In a file without the record of what was written, such as an export, only ``status`` is used; see
     `geolabel.io.read.review.read_review`.
 
     Raises
@@ -89,7 +89,7 @@ def read_inventory(path: str | Path) -> Inventory:
     review = read_review(path, record=record)
     parts = [part for part in (review.kept, review.rejected, review.waiting) if len(part)]
     rows = pd.concat(parts, ignore_index=True) if parts else review.waiting
-    order = np.argsort(pd.to_numeric(rows["id"]).to_numpy(float), kind="stable")  # what has no number comes last
+    order = np.argsort(pd.to_numeric(rows["id"]).to_numpy(float), kind="stable")  # those without a number come last
     rows = rows.iloc[order].reset_index(drop=True)
     state = rows[WHY].astype(object).where(rows[WHY].notna(), UNREVIEWED).to_numpy()
     own = [name for name in rows.columns if not str(name).endswith(" ")]

@@ -1,14 +1,13 @@
 """Merge inventories of one area into one file, and record where their reviews differ.
 
-Polygons are taken in the order: a person's work, unreviewed landslides, unreviewed candidates; within each of these the
-inventories in the order in which they are given. A polygon becomes a part of one that was taken before it, from another
-inventory, where
+Polygons are taken in this order: a person's work, unreviewed landslides, unreviewed candidates; within each, the
+inventories in the order given. A polygon becomes a part of one that was taken before it, from another inventory, if
 
 * both are one landslide: the intersection over union of their outlines reaches a minimum; or
 * at least half of it is on the other, unless people decided differently about the two.
 
-An unreviewed polygon that covers at least half of an accepted one is a candidate, as
-where ``extract --keep-reviewed`` finds it.
+An unreviewed polygon that covers at least half of an accepted one becomes a candidate, as with ``extract
+--keep-reviewed``.
 """
 
 from __future__ import annotations
@@ -50,14 +49,14 @@ from geolabel.review.window_layers import frame_of, masked_ground
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 
 SOURCES, DISAGREEMENT = "sources", "disagreement"
-"""Columns of a merged inventory: where a polygon comes from, and who decided differently about it."""
+"""Columns of a merged inventory: the sources of a polygon, and who decided differently about it."""
 
 COLUMNS: Mapping[str, Kind] = {SOURCES: "text", DISAGREEMENT: "text"}
 
 
 @dataclass(frozen=True)
 class Merged:
-    """One inventory of several, in the CRS of the first."""
+    """One inventory merged from several, in the CRS of the first."""
 
     landslides: gpd.GeoDataFrame
     candidates: gpd.GeoDataFrame
@@ -88,8 +87,8 @@ def merge(
 ) -> Merged:
     """Merge inventories of one place, such as those of several reviewers, into one.
 
-    Where people decided differently about a polygon, the first inventory counts, and the column ``disagreement`` has
-    what the others say. The column ``sources`` names the files and numbers that a polygon comes from. Numbers of the
+    Where people decided differently about a polygon, the first inventory is followed, and the column ``disagreement``
+    has the decisions of the others. The column ``sources`` names the files and numbers of a polygon. Numbers of the
     first inventory stay. Ground that masks left out of one inventory, and no other one saw, is the layer ``masked``.
     Prompts and tiles are left out.
 
@@ -104,7 +103,7 @@ def merge(
     dst_crs
         CRS of the result; None for that of the first inventory.
     overwrite
-        Whether `out` may be replaced, unless it holds reviews or edits.
+        Whether to replace `out`, unless it holds reviews or edits.
     discard_review
         Whether to replace such a file and lose its reviews and edits.
 
@@ -176,7 +175,7 @@ def _masked(paths: Sequence[str | Path], reviews: Sequence[Review], crs: pyproj.
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:
-    """Names of the files in the result: without their folders where that is unambiguous."""
+    """Names of the files in the result: without their folders if that is unambiguous."""
     short = [Path(path).name for path in paths]
     return short if len({*short}) == len(short) else [str(path) for path in paths]
 
@@ -188,17 +187,17 @@ class _Joint:
     crs: pyproj.CRS | None
     columns: Mapping[str, Kind]
     table: gpd.GeoDataFrame
-    """With `LAYER` and `WHY`."""
+    """Rows with the columns `LAYER` and `WHY`."""
     names: Sequence[str]
-    """Of the inventories."""
+    """Reviews of the inventories."""
     owner: Int64Array
     """(N,) index of the inventory."""
     ids: AnyArray
-    """(N,) numbers there, null for what has none."""
+    """(N,) numbers there, null if a polygon has none."""
     highest: int
-    """Of the numbers that polygons have had."""
+    """Highest number that polygons have had."""
     taken_by: Int64Array = field(init=False)
-    """(N,) which polygon each is a part of, by index; itself for what stays."""
+    """(N,) index of the polygon that each is a part of; its own if it stays."""
 
     def __post_init__(self) -> None:
         self.taken_by = np.arange(len(self.table))
@@ -234,12 +233,12 @@ class _Joint:
 
     @property
     def decided(self) -> BoolArray:
-        """(N,) which are a person's work."""
+        """(N,) whether a person decided about it."""
         return np.asarray(self.table[WHY].notna(), bool)
 
     @property
     def stays(self) -> BoolArray:
-        """(N,) which are no part of another."""
+        """(N,) whether it is not a part of another."""
         return np.asarray(self.taken_by == np.arange(len(self.table)))
 
     @property
@@ -253,11 +252,11 @@ class _Joint:
 
     @property
     def right(self) -> BoolArray:
-        """(N,) which are not rejected."""
+        """(N,) whether it is not rejected."""
         return np.asarray(self.table[LAYER] != REJECTED, bool)
 
     def merged(self, min_iou: float) -> Merged:
-        """Join what is one landslide, and sort the rest into layers."""
+        """Join polygons of one landslide, and sort the others into layers."""
         shapes = valid_multipolygons(np.asarray(self.table.geometry.to_numpy(), object))
         one, other, shared = self._overlaps(shapes)
         self._join(shapes, one, other, shared, min_iou)
@@ -284,7 +283,7 @@ class _Joint:
         return one[shared > 0], other[shared > 0], shared[shared > 0]
 
     def _join(self, shapes: AnyArray, one: Int64Array, other: Int64Array, shared: Float64Array, min_iou: float) -> None:
-        """Find what each polygon is a part of: the one that was taken before it with the largest IoU."""
+        """Find the polygon that each is a part of: the one taken before it with the largest IoU."""
         area, decided, right = shapely.area(shapes), self.decided, self.right
         iou = shared / (area[one] + area[other] - shared)
         alike = ~decided[one] | (right[one] == right[other])
@@ -296,7 +295,7 @@ class _Joint:
                 self.taken_by[mine] = its
 
     def _said(self) -> tuple[list[str], list[str | None]]:
-        """Of each polygon the files and numbers that it comes from, and what other people decided about it."""
+        """For each polygon its files and numbers, and the differing decisions of other people."""
         called = [
             self.names[index] + ("" if plain(number) is None else f":{int(number)}")
             for index, number in zip(self.owner, self.ids, strict=True)
@@ -317,7 +316,7 @@ class _Joint:
         return ["; ".join(names) for names in sources], ["; ".join(names) or None for names in against]
 
     def windows(self, reviews: Sequence[Review]) -> gpd.GeoDataFrame:
-        """Windows that people have looked at, with the numbers that polygons have in the result."""
+        """Windows that people have reviewed, with the numbers of the polygons in the result."""
         numbers, parts = self.numbers, []
         for index, review in enumerate(reviews):
             if not len(review.looked):

@@ -10,8 +10,8 @@ The value of reviewing a polygon is the product of three terms from 0 to 1:
 
 Windows are chosen one by one, each with the largest value given those before it, as Brinker (2003), "Incorporating
 Diversity in Active Learning with Support Vector Machines", makes a batch diverse; Tuia et al. (2011), "A Survey of
-Active Learning Algorithms for Supervised Remote Sensing Image Classification", compare such criteria. What a window
-shows beside its polygon is looked at with it, and gets no window of its own.
+Active Learning Algorithms for Supervised Remote Sensing Image Classification", compare such criteria. Other polygons
+in a window are reviewed with it, and get no separate window.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from geolabel.review.window_layers import metres_per_unit, replacing_windows, wi
 from geolabel.types import AnyArray, Float64Array
 
 ROOM = 1.5
-"""Side of a window over the longer side of the polygon that it is about."""
+"""Side of a window over the longer side of its polygon."""
 
 PIXELS = 128
-"""Minimum side of a window, pixels of the grid that was worked on: what surrounds a small landslide says what it is."""
+"""Minimum side of a window, in pixels of the working grid: a small landslide is recognised by its surroundings."""
 
 ATTRIBUTES = ("score_mean", "predicted_iou", "stability", "activation_share", "activation_mean")
-"""What polygons are compared by, beside the logarithms of area and elongation."""
+"""Attributes to compare polygons by, beside the logarithms of area and elongation."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class NextWindows:
     """Windows that were written into an inventory."""
 
     windows: gpd.GeoDataFrame
-    """A row for each window, in the order in which to look; see `geolabel.io.columns.WINDOWS`."""
+    """A row for each window, in the order of review; see `geolabel.io.columns.WINDOWS`."""
     kept: int
-    """Windows of earlier calls that a person has looked at, which stay as they are."""
+    """Windows of earlier calls that a person has reviewed, which are not changed."""
     waiting: int
-    """Unreviewed polygons."""
+    """Number of unreviewed polygons."""
     shown: int
-    """Those of them that the windows show."""
+    """Number of those that the windows show."""
 
     def figures(self) -> dict[str, Any]:
         """Plain values."""
@@ -81,7 +81,7 @@ def next_windows(path: str | Path, *, count: int = 20) -> NextWindows:
     VectorError
         If the file cannot be read, or a layer ``review`` of it is not geolabel's.
     OutputError
-        If the file is no GeoPackage that geolabel wrote, or cannot be changed.
+        If the file is not a GeoPackage that geolabel wrote, or cannot be changed.
 
     Examples
     --------
@@ -154,12 +154,12 @@ def features(table: pd.DataFrame, size: Float64Array) -> Float64Array:
     mean = filled.sum(axis=0) / count
     centred = np.where(known, filled - mean, 0)
     spread = np.sqrt((centred**2).sum(axis=0) / count)
-    # what all polygons share says nothing of one, and its digits would
+    # an attribute that all polygons share does not distinguish them, but rounding errors in it would
     return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-9), float)
 
 
 def _numbers(table: pd.DataFrame, name: str) -> Float64Array:
-    """(N,) a column; NaN where it is not known, or the table has none."""
+    """(N,) a column; NaN where it is not known, or if the table has none."""
     if name not in table:
         return np.full(len(table), np.nan)
     return np.asarray(pd.to_numeric(table[name], errors="coerce"), float)
@@ -181,12 +181,12 @@ def _nearest(places: Float64Array, others: Float64Array) -> Float64Array:
 
 
 def frames_around(outlines: AnyArray, gsd: Float64Array, crs: pyproj.CRS | None) -> AnyArray:
-    """(N,) a square, on the ground, around each polygon with room for what surrounds it.
+    """(N,) a square, on the ground, around each polygon and its surroundings.
 
     Parameters
     ----------
     gsd : (N,)
-        Metres per pixel of the grid that was worked on; NaN where it is not known.
+        Metres per pixel of the working grid; NaN where it is not known.
     """
     bounds = shapely.bounds(outlines)
     centre, extent = (bounds[:, :2] + bounds[:, 2:]) / 2, bounds[:, 2:] - bounds[:, :2]

@@ -27,7 +27,7 @@ from geolabel.io.written import read_written
 from geolabel.types import AnyArray, BoolArray, Float64Array
 
 SEEN = (CLEAR, FOUND)
-"""Status of tiles that a localizer was asked about."""
+"""Status of tiles that the localizer processed."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class WindowLayer:
     """A layer of polygons of the same file."""
     crs: pyproj.CRS | None
     held: gpd.GeoDataFrame
-    """Windows that the file holds, with `geolabel.io.read.review.TOUCHED`."""
+    """Windows in the file, with `geolabel.io.read.review.TOUCHED`."""
 
     @property
     def kept(self) -> gpd.GeoDataFrame:
-        """Windows of a person, which stay as they are."""
+        """Windows of a person, which are not changed."""
         return self.held[self.held[TOUCHED].astype(bool)] if len(self.held) else self.held
 
     def write(self, windows: gpd.GeoDataFrame, keep: BoolArray | None = None) -> None:
-        """Replace the layer by what is kept of it and other windows, which get numbers of their own.
+        """Replace the layer by the kept windows and new ones, which get new numbers.
 
         Parameters
         ----------
         keep
-            (N,) which windows of `held` are kept; None for those of a person.
+            (N,) which windows of `held` to keep; None for those of a person.
 
         Raises
         ------
@@ -82,10 +82,10 @@ def replacing_windows(path: str | Path, name: str) -> Iterator[WindowLayer]:
     VectorError
         If the file cannot be read, or the layer is not geolabel's.
     OutputError
-        If the file is no GeoPackage that geolabel wrote, or cannot be changed.
+        If the file is not a GeoPackage that geolabel wrote, or cannot be changed.
     """
     path = Path(path)
-    layers = spatial_layers(path)  # before it is opened to be changed: a stranger's file is checked here
+    layers = spatial_layers(path)  # before it is opened for writing: an untrusted file is checked here
     beside = next((layer for layer in POLYGON_LAYERS if layer in layers), None)
     if beside is None or read_written(path) is None:
         raise OutputError(
@@ -105,15 +105,15 @@ def _crs_of(path: Path, layer: str) -> pyproj.CRS | None:
 
 
 def window_table(rows: Sequence[Mapping[str, Any]], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    """Windows as a table, of rows with ``geometry`` and some of the columns of `geolabel.io.columns.WINDOWS`."""
+    """Windows as a table with ``geometry`` and some of the columns of `geolabel.io.columns.WINDOWS`."""
     columns = {name: [row.get(name) for row in rows] for name in WINDOW_COLUMNS}
     return gpd.GeoDataFrame(columns, geometry=[row["geometry"] for row in rows], crs=crs)
 
 
 def frame_of(path: str | Path, crs: pyproj.CRS | None, aoi: str | Path | None) -> shapely.Geometry | None:
-    """The area that was searched, in a CRS: that of a file, or the tiles that the localizer saw; None without either.
+    """The searched area, in a CRS: that of a file, or the tiles that the localizer processed; None without either.
 
-    Ground that masks left out is no part of it.
+    Masked ground is not part of it.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def frame_of(path: str | Path, crs: pyproj.CRS | None, aoi: str | Path | None) -
 
 
 def masked_ground(path: str | Path) -> shapely.Geometry | None:
-    """The ground that masks left out of an inventory, in its CRS; None where it says of none.
+    """The masked ground of an inventory, in its CRS; None if it has none.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def masked_ground(path: str | Path) -> shapely.Geometry | None:
 
 
 def tile_side(path: str | Path) -> float | None:
-    """Side in metres of the tiles that the localizer saw; None without such a layer."""
+    """Side in metres of the localizer's tiles; None without such a layer."""
     tiles = _seen_tiles(path)
     if tiles is None:
         return None
@@ -153,7 +153,7 @@ def tile_side(path: str | Path) -> float | None:
 
 
 def _seen_tiles(path: str | Path) -> AnyArray | None:
-    """Tiles that a localizer was asked about."""
+    """Tiles that the localizer processed."""
     if "tiles" not in spatial_layers(path):
         return None
     table = read_layer(path, "tiles")
