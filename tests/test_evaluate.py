@@ -95,6 +95,28 @@ def random_scene(folder: Path, seed: int = 1, *, unknown: bool = True) -> tuple[
     return write_slides(folder / "s.gpkg", polygons), write_truth(folder / "t.tif", values)
 
 
+@pytest.mark.parametrize(
+    ("columns", "layer", "count"),
+    [
+        ({"status": ["accepted", "unreviewed", "Rejected "]}, "landslides", 2),
+        ({"status": ["rejected"] * 3}, "rejected", 3),
+        ({"status": ["accepted", "unreviewed", "rejected"], "layer": ["candidates"] * 3}, "slides_reviewed", 1),
+        ({"status": ["accepted", "unreviewed", "unreviewed"], "layer": ["road", None, "road"]}, "slides", 3),
+    ],
+)
+def test_polygons_that_a_person_rejected_are_no_landslides(
+    tmp_path: Path, columns: dict[str, list[str]], layer: str, count: int, caplog: pytest.LogCaptureFixture
+):
+    boxes = [pixel_box(2, 2, 4, 4), pixel_box(10, 8, 5, 2), pixel_box(10, 2, 2, 2)]
+    path = tmp_path / "slides.gpkg"
+    gpd.GeoDataFrame(columns, geometry=boxes, crs=UTM).to_file(path, layer=layer)
+    other = write_slides(tmp_path / "other.gpkg", boxes[:1])
+    figures = evaluate(path, other, layer=layer)
+    assert figures.objects.polygons == count
+    assert evaluate(other, path, truth_layer=layer).objects.true_objects == count
+    assert (f"{3 - count} rejected polygons or candidates are left out" in caplog.text) == (count < 3)
+
+
 @pytest.mark.parametrize("block", [7, 64, 149])
 def test_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int):
     slides, truth = random_scene(tmp_path)

@@ -121,3 +121,8 @@ def test_features_without_a_class_are_refused(tmp_path: Path):
         read_truth(points(tmp_path, label=[1, None]), GRID)
     empty = points(tmp_path, label=[None, None], depth=[1, 2])
     assert read_truth(empty, GRID).classes == ("landslide",)
+
+
+def test_landslides_that_a_person_rejected_label_no_chip(tmp_path: Path):
+    found = read_truth(points(tmp_path, status=["accepted", "rejected", "unreviewed"]), GRID)
+    assert len(list(found.windows(32, 0))) == 2

@@ -16,7 +16,7 @@ import shapely
 from geolabel.datasets.tables import NOT_KNOWN, is_yes, means_nothing, plain
 from geolabel.errors import ChipError, OptionError
 from geolabel.geodesy import near
-from geolabel.io.read.features import check_meets, choose_layer, in_crs, read_features
+from geolabel.io.read.features import check_meets, choose_layer, in_crs, read_landslides
 from geolabel.io.read.label_rasters import LabelRaster, is_raster
 from geolabel.io.write.rasters import in_pixels, rasterize
 from geolabel.labels import IGNORE
@@ -89,7 +89,7 @@ def read_truth(
     if is_raster(path):
         return RasterTruth.open(path, grid, scene or grid, class_name, classes)
     layer = choose_layer(path, layer, "--layer", preferred=LAYER)
-    features = read_features(path, grid.crs, layer)
+    features = read_landslides(path, grid.crs, layer)
     if class_column is not None and class_column not in features:
         raise OptionError(f"{path} has no column {class_column!r}: it has {', '.join(map(str, features.columns))}")
     column = class_column or _column(features)

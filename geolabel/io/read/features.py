@@ -184,13 +184,11 @@ def exact_integers(path: str | Path, layer: str, column: str) -> pd.Series:
     VectorError
         If the file or the layer cannot be read.
     """
-    import pyarrow as pa
-
     file = _opened_as(path)
     try:
         _, table = pyogrio.read_arrow(file, layer=layer, columns=[column])
         shapes = shapely.from_wkb(table.column(table.num_columns - 1).to_numpy(zero_copy_only=False))
-    except (RuntimeError, ValueError, pa.ArrowException, shapely.errors.ShapelyError) as error:
+    except (RuntimeError, ValueError, shapely.errors.ShapelyError) as error:  # those of Arrow are ValueErrors
         raise VectorError(f"layer {layer} of {path} cannot be read: {in_words(error)}") from error
     numbers = pd.Series(pd.array(table.column(column).to_pylist(), "Int64"))
     return numbers[~(shapely.is_missing(shapes) | shapely.is_empty(shapes))].reset_index(drop=True)
@@ -277,15 +275,32 @@ def check_meets(what: str, outlines: gpd.GeoDataFrame, grid: Grid) -> None:
         )
 
 
-def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str | None = None) -> gpd.GeoDataFrame:
-    """Read a layer of polygons, see `read_features`; self-intersecting outlines are repaired.
+def read_landslides(path: str | Path, crs: pyproj.CRS | None, layer: str) -> gpd.GeoDataFrame:
+    """Read a layer as `read_features`, without what a person rejected, unless it is the layer ``rejected`` itself.
+
+    In a file of one layer with a column ``layer``, as the page of a review gives, candidates count once accepted.
+    """
+    features = read_features(path, crs, layer)
+    if "status" not in features or layer == "rejected":
+        return features
+    status = features["status"].map(lambda said: str(said).strip().lower())
+    beside = features["layer"].isin(["candidates", "rejected"]) if "layer" in features else False
+    out = ((status == "rejected") | (beside & (status != "accepted"))).to_numpy(bool)
+    if out.any():
+        text = "layer %s of %s: %d rejected polygons or candidates are left out; see geolabel review export"
+        log.warning(text, layer, path, out.sum())
+    return features[~out].reset_index(drop=True)
+
+
+def read_polygons(path: str | Path, crs: pyproj.CRS | None, layer: str) -> gpd.GeoDataFrame:
+    """Read a layer of polygons, see `read_landslides`; self-intersecting outlines are repaired.
 
     Raises
     ------
     VectorError
         If the file cannot be read or holds other geometries.
     """
-    features = read_features(path, crs, layer)
+    features = read_landslides(path, crs, layer)
     kinds = set(features.geometry.geom_type) - {"Polygon", "MultiPolygon"}
     if kinds:
         raise VectorError(f"{path} holds {', '.join(sorted(kinds))}: only polygons can be used here")
