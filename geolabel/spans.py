@@ -218,6 +218,21 @@ def join(parts: Sequence[Spans]) -> tuple[Spans, Int64Array]:
     return Spans(row[new], start[new], stop[last]), index
 
 
+def large_components(spans: Spans, minimum: float) -> tuple[Spans, Int32Array, int]:
+    """The 4-connected components of at least `minimum` pixels.
+
+    Returns
+    -------
+    spans : N spans
+    labels : (N,) component of each span; see `Spans.components`
+    count : number of components
+    """
+    labels, count = spans.components(4)
+    keep = total(spans.lengths, labels, count) >= minimum
+    kept, number = keep[labels], np.cumsum(keep, dtype=np.int32) - 1
+    return spans[kept], number[labels[kept]], int(np.count_nonzero(keep))
+
+
 def drop_small(spans: Spans, minimum: float, *, frame: Window | None = None) -> Spans:
     """Spans of the 4-connected components of at least `minimum` pixels.
 

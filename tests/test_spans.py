@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from geolabel.spans import Shapes, Spans, connected, drop_small, holes, join, largest, pixel_sums, total
+from geolabel.spans import (
+    Shapes,
+    Spans,
+    connected,
+    drop_small,
+    holes,
+    join,
+    large_components,
+    largest,
+    pixel_sums,
+    total,
+)
 from geolabel.tiles import BlockGrid, Window
 
 ALL_EIGHT = np.ones((3, 3), int)
@@ -119,6 +130,9 @@ def test_small_components_are_dropped(mask, minimum, size):
     big = np.flatnonzero(np.append(0, ndimage.sum_labels(mask, labels, np.arange(1, count + 1))) >= max(minimum, 1))
     expected = np.isin(labels, big[big > 0])
     assert (painted(drop_small(spans_of(mask), minimum), mask) == expected).all()
+    spans, labels, count = large_components(spans_of(mask), minimum)
+    assert (painted(spans, mask) == expected).all()
+    assert (labels.tolist(), count) == ((again := spans.components(4))[0].tolist(), again[1])
     # dropped inside blocks first: what touches a block's frame may continue
     parts = [drop_small(Spans.of_mask(mask[b.slices], b), minimum, frame=b) for b in BlockGrid(*mask.shape, size)]
     assert (painted(drop_small(join(parts)[0], minimum), mask) == expected).all()

@@ -50,7 +50,7 @@ from geolabel.parts import EverythingRecipe, EverywhereRecipe
 from geolabel.prompters import GridPrompter
 from geolabel.prompts import Prompts
 from geolabel.settings.methods import GridSettings
-from geolabel.spans import Spans, drop_small
+from geolabel.spans import Spans, large_components
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, Float64Array, Int64Array
 
@@ -381,11 +381,10 @@ def _outline(run: Run, objects: list[list[Places]]) -> list[tuple[Any, int] | No
     found: list[tuple[Any, int] | None] = []
     for places in objects:
         spans = unite([_spans(part) for one in places for part in _read_parts(run.store, one)])
-        spans = drop_small(spans, least) if least > 1 else spans
-        if not len(spans):
+        spans, labels, count = large_components(spans, least)
+        if not count:
             found.append(None)
             continue
-        labels, count = spans.components(4)
         shapes = polygons.outlines(
             spans,
             labels,
