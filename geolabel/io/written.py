@@ -1,4 +1,4 @@
-"""A copy of what geolabel wrote, kept in the GeoPackage beside its layers, by which edits are recognised.
+"""A copy of what geolabel wrote, stored in the GeoPackage beside its layers, to recognise edits.
 
 A table ``geolabel_written`` holds the outline and the attributes of every feature as they were written. Editors such as
 QGIS change layers and leave other tables alone: a feature that differs from its row was edited, one without a row was
@@ -32,14 +32,14 @@ Geometries: TypeAlias = Sequence[shapely.Geometry | None] | AnyArray
 TABLE = "geolabel_written"
 
 HIGHEST = ""
-"""Layer of the row whose key is the highest number that any polygon of the file, or of those before it, has had."""
+"""Layer of the row whose key is the highest number of any polygon of this file, or of those it was made from."""
 
 CREATE = """
 CREATE TABLE geolabel_written (
   layer TEXT NOT NULL, key INTEGER NOT NULL, outline BLOB, attributes TEXT NOT NULL, reviewed INTEGER NOT NULL,
   PRIMARY KEY (layer, key)) WITHOUT ROWID
 """
-"""In no list of the GeoPackage, so no program offers it as a layer."""
+"""Not registered in the GeoPackage, so that no program offers it as a layer."""
 
 INSERT = "INSERT INTO geolabel_written VALUES (?, ?, ?, ?, ?)"
 
@@ -51,16 +51,16 @@ SAME = 1e-9
 
 @dataclass(frozen=True)
 class Written:
-    """One feature as it was written."""
+    """One feature as geolabel wrote it."""
 
     layer: str
     key: int
     """Its number: ``id`` of a polygon, ``prompt`` of a prompt."""
     outline: shapely.Geometry | None
     attributes: Mapping[str, Any]
-    """Those that a person may edit, as `plain` values."""
+    """Attributes that a person may edit, as `plain` values."""
     reviewed: bool = False
-    """Whether it was a person's work already."""
+    """Whether it came from a person's review already."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Record:
     """Everything that was written into a file."""
 
     features: Mapping[tuple[str, int], Written] = field(default_factory=dict)
-    """By layer and number."""
+    """Features by layer and number."""
     highest: int = 0
-    """Of the numbers that polygons of the file, or of those that it was made from, have had."""
+    """Highest number that polygons of the file, or of those that it was made from, have had."""
 
     def of(self, *layers: str) -> dict[int, Written]:
         """Features of layers by their numbers."""
@@ -78,7 +78,7 @@ class Record:
 
 
 def plain(value: object) -> Any:
-    """A value as it is compared: text, number or None; what says nothing is None, and a date is text."""
+    """A value in the form that is compared: text, number or None; empty values are None, and a date is text."""
     if value is None or (np.isscalar(value) and pd.isna(value)) or value is pd.NaT or value is pd.NA:
         return None
     if isinstance(value, bytes):
@@ -96,12 +96,12 @@ def plain(value: object) -> Any:
 
 
 def same_outlines(one: Geometries, other: Geometries) -> BoolArray:
-    """(N,) whether geometries have the same vertices, however these are ordered and wrapped in collections of one."""
+    """(N,) whether geometries have the same vertices, in any order, and within collections of one or not."""
     return np.asarray(shapely.equals_exact(canonical(one), canonical(other), SAME), bool)
 
 
 def canonical(geometries: Geometries) -> AnyArray:
-    """(N,) the same geometries with their vertices in one order, flat, and out of collections that hold one alone."""
+    """(N,) the same geometries in 2D, with their vertices in one order, taken out of collections of one."""
     canonical = np.array(shapely.normalize(shapely.force_2d(np.asarray(geometries, object))), object, ndmin=1)
     single = (shapely.get_type_id(canonical) >= shapely.GeometryType.MULTIPOINT) & (
         shapely.get_num_geometries(canonical) == 1
@@ -118,7 +118,7 @@ def add_written(connection: sqlite3.Connection, rows: Iterable[Written], highest
 
 
 def insert_written(connection: sqlite3.Connection, rows: Iterable[Written]) -> None:
-    """Add rows to the table that is there."""
+    """Add rows to the existing table."""
     values = [
         (
             row.layer,
@@ -133,7 +133,7 @@ def insert_written(connection: sqlite3.Connection, rows: Iterable[Written]) -> N
 
 
 def read_written(path: str | Path) -> Record | None:
-    """Read the table of a GeoPackage; None where there is none that can be read."""
+    """Read the table of a GeoPackage; None if there is none, or it cannot be read."""
     try:
         with reading_database(path) as connection:
             kind = connection.execute("SELECT type FROM sqlite_master WHERE name = ?", (TABLE,)).fetchone()
@@ -141,7 +141,7 @@ def read_written(path: str | Path) -> Record | None:
                 return None
             rows = connection.execute(SELECT).fetchall()
         outlines = shapely.from_wkb(np.array([*(row[2] for row in rows), None], object))[:-1]
-        # in one call: one for each row would take longer than all else
+        # in one call: one for each row would take longer than everything else
         said = parse_json(f"[{','.join(row[3] for row in rows)}]")
         found = [
             Written(str(layer), int(key), outline, dict(attributes), bool(reviewed))
@@ -163,11 +163,11 @@ UNNUMBERED = -1
 
 @dataclass(frozen=True)
 class _Asked:
-    """One prompt, as its layers have it."""
+    """One prompt as in its layers."""
 
     box: shapely.Geometry | None = None
     row: int = -1
-    """Of the box in its layer."""
+    """Outline of the box in its layer."""
     said: tuple[Any, Any] = (None, None)
     """Class and status of the box."""
     points: tuple[tuple[float, float, float], ...] = ()
@@ -175,12 +175,12 @@ class _Asked:
 
 
 def written_prompts(boxes: gpd.GeoDataFrame, points: gpd.GeoDataFrame) -> list[Written]:
-    """Prompts as they are written, with their coordinates in pixels of the grid that they were asked on.
+    """Prompts as they are written, with their coordinates in pixels of the grid of their run.
 
     Parameters
     ----------
     boxes, points
-        As `geolabel.io.prompt_layers` makes them, in the CRS of the file.
+        Layers from `geolabel.io.prompt_layers`, in the CRS of the file.
     """
     box_rows = {int(row["prompt"]): row for row in boxes.to_dict("records")}
     point_rows: dict[int, list[dict[str, Any]]] = {}
@@ -202,19 +202,20 @@ def written_prompts(boxes: gpd.GeoDataFrame, points: gpd.GeoDataFrame) -> list[W
 
 
 def mark_changes(layers: Mapping[str, gpd.GeoDataFrame], written: Mapping[int, Written]) -> dict[str, gpd.GeoDataFrame]:
-    """Say which prompts are as they were written, and leave out those that were deleted.
+    """Mark the prompts that have not been changed, and leave out those that were deleted.
 
     Parameters
     ----------
     layers
         ``prompts`` and ``prompt_points``, or one of them, in the CRS of their file.
     written
-        What was written, by the number of the prompt.
+        The record of the file, by the number of the prompt.
 
     Returns
     -------
-    The layers with the columns ``asked_by``, which is `LOCALIZER`, `DRAWN` or `FRESH`, and ``pixels``, null for what
-    was changed. Points whose box is gone are left out unless they were changed too: deleting a box deletes its prompt.
+    The layers with the columns ``asked_by``, which is `LOCALIZER`, `DRAWN` or `FRESH`, and ``pixels``, null for
+    changed prompts. Points whose box is gone are left out unless they were changed too: deleting a box deletes its
+    prompt.
     """
     boxes, points = layers.get("prompts"), layers.get("prompt_points")
     asked = _asked(boxes, points)
@@ -252,7 +253,7 @@ def changed_prompts(layers: Mapping[str, gpd.GeoDataFrame], written: Mapping[int
 
 
 def _asked(boxes: gpd.GeoDataFrame | None, points: gpd.GeoDataFrame | None) -> dict[int, _Asked]:
-    """Prompts by their numbers. Of several boxes with one number the first is the prompt's."""
+    """Prompts by their numbers. The first of several boxes with one number belongs to the prompt."""
     found: dict[int, _Asked] = {}
     if boxes is not None:
         names = boxes["class"] if "class" in boxes else [None] * len(boxes)
@@ -286,7 +287,7 @@ def _numbers(features: gpd.GeoDataFrame) -> Int64Array:
 
 
 def _unchanged(asked: Mapping[int, _Asked], written: Mapping[int, Written]) -> set[int]:
-    """Numbers of the prompts that are as they were written."""
+    """Numbers of the prompts that are unchanged since they were written."""
     alike = [number for number, was in written.items() if number in asked and _is_alike(asked[number], was)]
     boxed = [number for number in alike if asked[number].box is not None]
     same = same_outlines([asked[number].box for number in boxed], [written[number].outline for number in boxed])
@@ -294,7 +295,7 @@ def _unchanged(asked: Mapping[int, _Asked], written: Mapping[int, Written]) -> s
 
 
 def _is_alike(asked: _Asked, was: Written) -> bool:
-    """Whether all but the outline of the box is as it was written."""
+    """Whether everything but the outline of the box is unchanged."""
     if (asked.box is None) != (was.outline is None) or not _same_points(asked, was):
         return False
     name, status = (plain(value) for value in asked.said)

@@ -1,4 +1,4 @@
-"""How networks use a machine: images of a call by the memory of a GPU, and encoders that are compiled."""
+"""How networks use a machine: batches that fit the memory of a GPU, and compiled encoders."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ MAX_BATCH, SHARE = 32, 0.7
 """Maximum number of images that `fitting_batch` finds, and the share of the free memory that their call may take."""
 
 SCENE_TILE = 512
-"""Maximum side in pixels of a scene's tiles that a localizer is given."""
+"""Maximum side in pixels of the tiles of a localizer."""
 
 TRIED_PROMPTS = 64
-"""Boxes in each image of a call whose memory is measured: as many as a decoder takes at a time."""
+"""Boxes in each image of a call whose memory is measured: as many as a decoder processes at once."""
 
 
 def largest_batch(recipe: Recipe, beside: Recipe | None = None) -> int:
-    """How many images the memory of a recipe's GPU takes in a call, by trial; `default_batch` on other devices.
+    """Number of images per call that the memory of a recipe's GPU holds, by trial; `default_batch` on other devices.
 
     Parameters
     ----------
     beside
-        Of another network whose weights stay in the same memory.
+        Recipe of another network whose weights stay in the same memory.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def _tried_batch(recipe: Recipe) -> int:
         return fitting_batch(lambda count: partial(segmenter, *_sample(segmenter.window, count)), recipe.device)
 
     def prepare(count: int) -> Callable[[], Any]:
-        # of a batch of its own, since a localizer fills each up
+        # with a separate batch, since a localizer pads each one
         localizer = cast("Localizer", load(replace(recipe, batch=count)))
         side = localizer.window if isinstance(recipe, WordsRecipe) else SCENE_TILE
         return partial(localizer, _sample(side, count)[0])
@@ -74,15 +74,15 @@ def _sample(side: int, count: int) -> tuple[list[UInt8Array], list[Prompts]]:
 
 
 def fitting_batch(prepare: Callable[[int], Callable[[], Any]], device: str) -> int:
-    """How many images a GPU takes in one call: a power of two, at most `MAX_BATCH`.
+    """Number of images that a GPU processes in one call: a power of two, at most `MAX_BATCH`.
 
-    One image shows what a call takes, the free memory how many it holds. They are tried, and their
-    number is halved while memory runs out.
+    One image shows the memory of a call, and the free memory how many fit. Batches are tried, and their
+    size is halved while memory runs out.
 
     Parameters
     ----------
     prepare
-        Makes a call of a number of images, with all that stays in memory between calls.
+        Returns a call with a number of images, with everything that stays in memory between calls.
     device
         A CUDA device.
     """
@@ -117,7 +117,7 @@ its time over so many windows is worth. An estimate; not measured on a GPU."""
 
 
 def compile_for(recipe: AnyRecipe, windows: int) -> AnyRecipe:
-    """The same recipe, where ``compile`` is ``auto`` with what suits a number of windows."""
+    """The same recipe; if ``compile`` is ``auto``, with the choice for a number of windows."""
     if not isinstance(recipe, SegmenterRecipe) or recipe.compile != "auto":
         return recipe
     on = recipe.device.startswith("cuda") and recipe.engine == "torch" and windows >= LONG
@@ -126,7 +126,7 @@ def compile_for(recipe: AnyRecipe, windows: int) -> AnyRecipe:
 
 
 def uncompiled(recipe: AnyRecipe) -> AnyRecipe:
-    """The same recipe, where ``compile`` is ``auto`` with ``off``: what it means where windows are not counted."""
+    """The same recipe, with ``auto`` replaced by ``off``: its meaning where windows are not counted."""
     if not isinstance(recipe, SegmenterRecipe) or recipe.compile != "auto":
         return recipe
     return replace(recipe, compile="off")
@@ -151,7 +151,7 @@ def check_compiler(device: str) -> None:
             compiled(lambda values: values.exp() + 1)(torch.ones(8, device=device))
     except Exception as error:
         needs = "triton" if kind == "cuda" else "a C++ compiler and the headers of Python"
-        if "optimization option" in str(error):  # of `compiled`, which versions before do not know
+        if "optimization option" in str(error):  # an option of `compiled` that older versions lack
             needs = "a newer PyTorch, whose compiler can choose kernels without timing them"
         reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0] or type(error).__name__
         raise OptionError(

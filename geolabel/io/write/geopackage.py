@@ -1,7 +1,7 @@
 """GeoPackages for QGIS and GDAL: typed layers, styles and metadata in one complete file.
 
-The same layers give the same bytes: the times of last change that the format asks for are a constant, so when a file
-was made is in its metadata or nowhere.
+The same layers give the same bytes: the times of last change that the format requires are constant, so the time of
+writing is in the metadata or nowhere.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LOCKED_SECONDS = 10.0
 """Time to wait for a program that is writing to the file."""
 
 VERSION = "1.3"
-"""Of the standard. 1.4 has other triggers, which validators and software of a few years ago take for faults."""
+"""Version of the standard. 1.4 has other triggers, which validators and software of a few years ago reject."""
 
 TIME = "1970-01-01T00:00:00.000Z"
 
@@ -68,26 +68,26 @@ CREATE TABLE gpkg_data_column_constraints (
   CONSTRAINT gdcc_ntv UNIQUE (constraint_name, constraint_type, value))
 """,
 )
-"""As the standard has them."""
+"""As in the standard."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer to be written."""
+    """One layer to write."""
 
     name: str
     geometry_type: Literal["Point", "Polygon", "MultiPolygon"]
     description: str
     columns: Mapping[str, Kind]
-    """In order. What `features` lacks is written as null."""
+    """In order. Columns missing from `features` are written as null."""
     features: gpd.GeoDataFrame
-    """Columns that are not in `columns` are an error of the caller."""
+    """Its columns have to be in `columns`."""
     qml: str
     """The style that QGIS applies on opening."""
     key: str | None = None
-    """The column that numbers its features, where changes are to be recognised (`geolabel.io.written`)."""
+    """The column that numbers its features, if edits are to be recognised (`geolabel.io.written`)."""
     reviewed: AbstractSet[int] = frozenset()
-    """Numbers of features that are a person's work already."""
+    """Numbers of features that come from a person's review already."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.features.columns) - set(self.columns) - {self.features.geometry.name})
@@ -101,17 +101,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class VectorFile:
-    """Everything that a file of layers is to hold; a format that cannot hold all of it names what it leaves out."""
+    """The contents of a file of layers; a format that cannot hold all of it names what it leaves out."""
 
     layers: Sequence[Layer]
     """In order; not empty."""
     crs: pyproj.CRS | None
     provenance: Mapping[str, Any]
-    """What the layers were made of and with; plain values that JSON knows."""
+    """How the layers were made, as plain JSON values."""
     written: Sequence[Written] = ()
-    """What else is to be recognised in a review, beside the features of layers that have a key."""
+    """Rows of the record other than the features of layers with a key."""
     highest: int = 0
-    """Of the numbers that polygons have had in files that this one is made from."""
+    """Highest number that polygons have had in files that this one is made from."""
 
     @cached_property
     def record(self) -> str:
@@ -120,12 +120,12 @@ class VectorFile:
 
 
 def warn_left_out(path: Path, contents: str, left_out: str) -> None:
-    """Warn of what a format leaves out that a GeoPackage has."""
+    """Warn about what a format leaves out, compared with a GeoPackage."""
     log.warning("%s holds %s, without %s: write a .gpkg to keep them", path.name, contents, left_out)
 
 
 def others_of(file: VectorFile) -> str:
-    """The layers that a format of one layer leaves out, to follow what else it does in `warn_left_out`."""
+    """The layers that a format of one layer leaves out, to follow the other losses in `warn_left_out`."""
     left_out = [f"{layer.name} ({len(layer.features)})" for layer in file.layers[1:] if len(layer.features)]
     return f"; left out: {', '.join(left_out)}" if left_out else ""
 
@@ -178,7 +178,7 @@ def _add_binary(connection: sqlite3.Connection, layer: Layer) -> None:
     if not names:
         return
     for function in ("ST_IsEmpty", "ST_MinX", "ST_MaxX", "ST_MinY", "ST_MaxY"):
-        # named by triggers of the spatial index, which act where a feature gets another number or outline alone
+        # named by triggers of the spatial index, which only fire where a feature gets another number or outline
         connection.create_function(function, 1, lambda _: None)
     for name in names:
         connection.execute(f"ALTER TABLE {quoted(layer.name)} ADD COLUMN {quoted(name)} BLOB")
@@ -198,12 +198,12 @@ _CATALOGUES = {
     STYLES: "f_table_name",
     WRITTEN_TABLE: "layer",
 }
-"""Tables that know of layers, and the column that names the layer."""
+"""Tables that refer to layers, and their column with the name of the layer."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """A GeoPackage that is to be changed."""
+    """A GeoPackage that is being changed."""
 
     path: Path
     connection: sqlite3.Connection
@@ -211,7 +211,7 @@ class Update:
     """Changes when another program writes to the file."""
 
     def begin(self) -> sqlite3.Connection:
-        """Begin to change the file; until the end, nothing else in this process may open it.
+        """Start to change the file; until the end, nothing else in this process may open it.
 
         SQLite holds its locks for a process, and they end where the process closes the file, even through GDAL.
 
@@ -235,7 +235,7 @@ class Update:
 
 @contextmanager
 def updating(path: Path) -> Iterator[Update]:
-    """Change a GeoPackage that is there, all at once or not at all, from `Update.begin` on.
+    """Change an existing GeoPackage, completely or not at all, from `Update.begin` on.
 
     Other programs may have the file open. It is not replaced, so a program such as QGIS keeps writing to the same one.
 
@@ -247,7 +247,7 @@ def updating(path: Path) -> Iterator[Update]:
     try:
         check_regular(path)
         with closing(sqlite3.connect(path, timeout=LOCKED_SECONDS, isolation_level=None)) as connection:
-            limit_steps(connection)  # of a stranger's triggers
+            limit_steps(connection)  # for triggers of an untrusted file
             try:
                 yield Update(path, connection, _version(connection))
             except BaseException:
@@ -269,7 +269,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> None:
-    """Write a layer of polygons into a GeoPackage instead of the layer of its name; everything else stays as it is.
+    """Write a layer of polygons into a GeoPackage in place of the layer of its name; nothing else changes.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
     layer
         Numbered by its `Layer.key`, by which it is recognised as geolabel's.
     beside
-        A layer of the file, whose CRS it has.
+        A layer of the file, whose CRS the new one gets.
     """
     (srs,) = connection.execute("SELECT srs_id FROM gpkg_geometry_columns WHERE table_name = ?", (beside,)).fetchone()
     drop_layer(connection, layer.name)
@@ -313,7 +313,7 @@ def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> 
 
 
 def _in_sql(values: AnyArray) -> list[Any]:
-    """Values as SQLite takes them; days and times as a GeoPackage has them."""
+    """Values in the types that SQLite takes; dates and times in the format of a GeoPackage."""
     if values.dtype == "datetime64[D]":
         values = np.datetime_as_string(values)
     elif values.dtype.kind == "M":
@@ -361,7 +361,7 @@ def _written_features(layer: Layer) -> Iterator[Written]:
 
 
 def read_provenance(path: str | Path) -> Any:
-    """Return the provenance of a GeoPackage that geolabel wrote, or None where there is none that can be read."""
+    """Return the provenance of a GeoPackage that geolabel wrote, or None if there is none, or it cannot be read."""
     try:
         with reading_database(path) as connection:
             row = connection.execute(
@@ -373,7 +373,7 @@ def read_provenance(path: str | Path) -> Any:
 
 
 def parts_of(made: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a provenance says was decided for each grid."""
+    """The parts of a provenance that belong to each grid."""
     parts = made.get("parts", [made])
     return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
@@ -390,9 +390,9 @@ def _fixed_time() -> Iterator[None]:
 
 @contextmanager
 def _plainly_named(path: Path) -> Iterator[Path]:
-    """A name for a file that pyogrio takes as it is: of others, it writes to what stands behind an exclamation mark.
+    """A name for a file that pyogrio uses unchanged: it would write to the part after an exclamation mark.
 
-    On Windows it leaves whole paths alone; elsewhere a link leads to the file.
+    On Windows it does not change whole paths; elsewhere a link leads to the file.
     """
     whole = path.absolute()
     if os.name == "nt" or not set("!;") & set(str(whole)):
@@ -405,7 +405,7 @@ def _plainly_named(path: Path) -> Iterator[Path]:
 
 
 def write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, **options: Any) -> None:
-    """Write one layer with pyogrio, its columns typed; `options` are pyogrio's and those of its driver."""
+    """Write one layer with pyogrio, with typed columns; `options` are pyogrio's and those of its driver."""
     columns = [column_values(layer.features, name, kind) for name, kind in layer.columns.items()]
     with warnings.catch_warnings(), _fixed_time(), _plainly_named(path) as name:
         # a scene without CRS has none to give
@@ -425,7 +425,7 @@ def write_layer(path: Path, layer: Layer, crs: pyproj.CRS | None, **options: Any
 
 
 def column_values(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[AnyArray, BoolArray]:
-    """(N,) values of one column in the type that its kind has, and where they are null."""
+    """(N,) values of one column in the type of its kind, and where they are null."""
     series = features[name] if name in features else pd.Series([None] * len(features), dtype=object)
     null = series.isna().to_numpy(bool)
     if kind == "text":
@@ -439,7 +439,7 @@ def column_values(features: gpd.GeoDataFrame, name: str, kind: Kind) -> tuple[An
         ], null
     if kind == "bool":
         return series.where(~null, other=False).to_numpy(bool), null
-    if kind == "int" and series.dtype == object:  # of which pandas would make floating-point numbers where one is null
+    if kind == "int" and series.dtype == object:  # which pandas would turn into floating-point numbers if one is null
         return np.array([0 if n else int(v) for v, n in zip(series, null, strict=True)], np.int64), null
     numbers = pd.to_numeric(series).to_numpy(float if kind == "real" else np.int64, na_value=0)
     return numbers, null
@@ -461,7 +461,7 @@ def _insert_styles(connection: sqlite3.Connection, layers: Sequence[Layer]) -> N
 
 
 def _add_descriptions(connection: sqlite3.Connection, layers: Sequence[Layer]) -> None:
-    """Say what columns are called and what they mean, as the extension for schemas of the standard has it."""
+    """Name and describe the columns, as in the schema extension of the standard."""
     for statement in SCHEMA_TABLES:
         connection.execute(statement)
     connection.executemany(
@@ -491,7 +491,7 @@ def _meaning(layer: Layer, name: str) -> str:
 
 
 def _add_provenance(connection: sqlite3.Connection, record: str) -> None:
-    # beside a file with an entry of GDAL's own kind, GDAL 3.12 leaves an .aux.xml whenever the file is read
+    # with an entry of GDAL's own kind in the file, GDAL 3.12 leaves an .aux.xml beside it whenever it is read
     connection.execute(
         "UPDATE gpkg_metadata SET md_standard_uri = ?, mime_type = 'application/json', metadata = ?",
         ("https://www.rfc-editor.org/rfc/rfc8259", record),

@@ -1,6 +1,6 @@
 """Files of layers: the contents of an inventory, and its formats.
 
-A format is a function that fills a file, and a row of `WRITERS`. `provenance_of` reads what it says of how it was made.
+A format is a function that fills a file, and a row of `WRITERS`. `provenance_of` reads the provenance of a file.
 """
 
 from __future__ import annotations
@@ -75,28 +75,28 @@ WRITERS: Mapping[str, Callable[[Path, VectorFile], None]] = {
     ".zip": write_shapefiles,
     ".kmz": write_kmz,
 }
-"""Formats of layers: the suffix of a file, and the function that fills it, the one that holds everything first."""
+"""Formats of layers: the suffix of a file, and the function that fills it; the one that holds everything is first."""
 
 SUFFIXES = tuple(WRITERS)
 
 MAX_RECORD = 1 << 24
-"""Bytes of the provenance in an archive."""
+"""Maximum size of the provenance in an archive, in bytes."""
 
 
 def write_vectors(path: str | Path, file: VectorFile, *, overwrite: bool = False, carried: Carried = NOTHING) -> None:
     """Write layers in the format that the suffix of the file names; the same layers give the same bytes.
 
-    The file appears when it is finished.
+    The file appears when it is complete.
 
     Parameters
     ----------
     carried
-        What becomes of a person's work in a file that is replaced.
+        How a person's review of a replaced file is carried over.
 
     Raises
     ------
     OutputError
-        If the file cannot be written, or exists and must not be replaced, or a person's work would be lost.
+        If the file cannot be written, or exists and must not be replaced, or a person's review would be lost.
     """
     path = Path(path)
     check_target(path, overwrite=overwrite, suffixes=SUFFIXES)
@@ -108,11 +108,11 @@ def write_vectors(path: str | Path, file: VectorFile, *, overwrite: bool = False
                 keep_styles(path, part)
         except (OSError, RuntimeError, sqlite3.Error, FeatureError, ShapelyError) as error:
             raise OutputError(f"{path} could not be written: {in_words(error)}") from error
-        check_work(path, carried)  # last: a person who reviews during the run loses nothing
+        check_work(path, carried)  # last: work of a person who reviews during the run is not lost
 
 
 def _without_binary(path: Path, file: VectorFile) -> VectorFile:
-    """What a format without binary data can hold; what it leaves out is named in a warning."""
+    """The part that a format without binary data can hold; what it leaves out is named in a warning."""
     lost = {name for layer in file.layers for name, kind in layer.columns.items() if kind == "binary"}
     if lost:
         warn_left_out(path, "no binary data", f"the columns {', '.join(sorted(lost))}")
@@ -135,28 +135,28 @@ def write_inventory(
 ) -> None:
     """Write the layers ``landslides``, ``candidates``, ``prompts``, ``prompt_points`` and ``tiles``.
 
-    Every layer is typed and styled, also when it is empty. The file appears when it is finished; the same input gives
+    Every layer is typed and styled, also when it is empty. The file appears when it is complete; the same input gives
     the same bytes.
 
     Parameters
     ----------
     landslides
-        Polygons in the CRS of `grid` with columns of `geolabel.io.columns.LANDSLIDE_COLUMNS`. What is missing
-        becomes null, a missing status ``unreviewed``.
+        Polygons in the CRS of `grid` with columns of `geolabel.io.columns.LANDSLIDE_COLUMNS`. Missing columns
+        become null, a missing status ``unreviewed``.
     prompts
-        In pixels of `grid`; `read_prompts` reads them back. None leaves their two layers out.
+        Prompts in pixels of `grid`; `read_prompts` reads them back. None leaves their two layers out.
     tiles
         Polygons with columns of `geolabel.io.columns.TILE_COLUMNS`; None leaves the layer out.
     provenance
-        What the run was made of and with; plain values that JSON knows.
+        How the run was made, as plain JSON values.
     grid
         The working grid, whose CRS all layers have.
     candidates
-        As `landslides`, of what is too unlikely to be one; None leaves the layer out.
+        Like `landslides`, but less likely to be one; None leaves the layer out.
     classes
-        Names that `Prompts.class_ids` count.
+        Names of the classes in `Prompts.class_ids`.
     reviewed
-        What comes from a person's review, see `write_layers`.
+        A person's review, see `write_layers`.
     carried
         See `write_vectors`.
 
@@ -189,18 +189,18 @@ def prompt_features(
 
 @dataclass(frozen=True)
 class Reviewed:
-    """What an inventory has from a person's review."""
+    """The part of an inventory that comes from a person's review."""
 
     numbers: frozenset[int]
-    """Of the landslides and candidates that are a person's work."""
+    """Numbers of the landslides and candidates that come from a person's review."""
     rejected: gpd.GeoDataFrame
-    """What was rejected, in the CRS of the inventory: the layer ``rejected``, if there is anything."""
+    """Rejected polygons, in the CRS of the inventory: the layer ``rejected``, if there are any."""
     columns: Mapping[str, Kind]
-    """Those that the person added."""
+    """Numbers of those that the person added."""
     highest: int
-    """Of the numbers that polygons have had."""
+    """Highest number that polygons have had."""
     looked: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
-    """Windows that the person has looked at, in the CRS of the inventory: the layer ``review``, if there are any."""
+    """Windows that the person has reviewed, in the CRS of the inventory: the layer ``review``, if there are any."""
 
 
 def write_layers(
@@ -217,14 +217,14 @@ def write_layers(
     overwrite: bool = False,
     carried: Carried = NOTHING,
 ) -> None:
-    """Write what `write_inventory` does, of features that are in `crs` already.
+    """Write the same as `write_inventory`, from features that are in `crs` already.
 
     Parameters
     ----------
     prompts
         See `prompt_features`.
     masked
-        Ground that masks leave out: the layer ``masked``, if there is any.
+        Masked ground: the layer ``masked``, if there is any.
     """
     polygons = partial(_polygons, reviewed=reviewed)
     layers = [polygons("landslides", "Landslides, one row each", landslides)]
@@ -252,7 +252,7 @@ def write_layers(
 
 
 def window_layer(name: str, features: gpd.GeoDataFrame) -> Layer:
-    """A layer of windows for a person to look at, see `geolabel.io.read.review.WINDOW_LAYERS`."""
+    """A layer of windows for a person to review, see `geolabel.io.read.review.WINDOW_LAYERS`."""
     said = {REVIEW: "Where to look first", SAMPLE: "A random sample to look at, for an estimate of what is right"}
     touched = frozenset(features["window"][features["status"] != UNREVIEWED].astype(int).tolist())
     columns = WINDOW_COLUMNS | added_columns([features], WINDOW_COLUMNS)
@@ -287,7 +287,7 @@ def _with_landslides(
 
 
 def prompt_numbers(named: object) -> list[int]:
-    """Numbers in the column ``prompts`` of a landslide; none where it holds no such list."""
+    """Numbers in the column ``prompts`` of a landslide; none if it holds no such list."""
     try:
         found = parse_json(named) if isinstance(named, str) else []
     except ValueError:
@@ -342,7 +342,7 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
     VectorError
         If the file may not be read.
     """
-    vector_file(path)  # refuses what is not to be opened
+    vector_file(path)  # refuses files that must not be opened
     path = Path(path)
     try:
         suffix = path.suffix.lower()
@@ -364,7 +364,7 @@ def provenance_of(path: str | Path) -> dict[str, Any]:
 
 
 def _in_archive(path: Path) -> Any:
-    """The provenance in an archive of Shapefiles, of which at most `MAX_RECORD` is unpacked; None without."""
+    """The provenance in an archive of Shapefiles, at most `MAX_RECORD` bytes unpacked; None without."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("provenance.json") as part:
             return parse_json(part.read(MAX_RECORD + 1), limit=MAX_RECORD)

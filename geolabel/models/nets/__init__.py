@@ -23,14 +23,14 @@ _BUILDERS = {
 
 
 MOST_LAYERS = 64
-"""Of one stage: what a description calls a depth."""
+"""Maximum number of blocks of one stage, a depth in a description."""
 
 LARGEST = 1 << 13
-"""Channels or pixels: every other number of a description."""
+"""Maximum channels or pixels: every other number of a description."""
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """Build a network with random weights from a description that survives JSON.
+    """Build a network with random weights from a JSON-serialisable description.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_sizes(arguments: Mapping[str, Any]) -> None:
-    # Before memory and time are taken: a description comes from a file, and the file from anybody.
+    # Before memory and time are spent: a description comes from a file, which may be untrusted.
     for name, value in arguments.items():
         limit = MOST_LAYERS if "depth" in name else LARGEST
         numbers = value if isinstance(value, list | tuple) else [value]

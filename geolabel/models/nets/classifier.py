@@ -1,4 +1,4 @@
-"""A classifier of whole images on any backbone, whose head is linear: its activation map is its logit taken apart.
+"""A classifier of whole images on any backbone with a linear head: its activation map is the spatial form of its logit.
 
 Source: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM, eq. 1 to 3 of S2C.
 """
@@ -30,12 +30,12 @@ class MapsImages(Protocol):
 
 
 class Activating(MapsImages, Protocol):
-    """What the trainers need of a network; `Classifier` and `PyramidLocalizer` have it."""
+    """What the trainers require of a network; `Classifier` and `PyramidLocalizer` have it."""
 
     head: nn.Conv2d
     bias: nn.Parameter
     sharpness: float | None
-    """Of the pooling that makes the logit of an image; see `class_logits`."""
+    """Sharpness of the pooling that makes the logit of an image; see `class_logits`."""
 
     def features(self, images: Tensor) -> Tensor:
         """Compute (N, D, h, w) of normalised images (N, 3, H, W)."""
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
     features
         Channels of a 1x1 layer before the head (S2C's released code has 256); None for the backbone's own.
     projected
-        Channels of a 1x1 layer and a sigmoid before the head, as the second classifier of CISM has; None for none.
+        Channels of a 1x1 layer and a sigmoid before the head, as in the second classifier of CISM; None without it.
     pretrained
         Fetch the weights that timm knows under this name.
 
@@ -128,8 +128,8 @@ def class_logits(maps: Tensor, bias: Tensor, sharpness: float | None = None) -> 
     maps : (N, C, h, w)
     bias : (C,)
     sharpness
-        r of log-sum-exp pooling, ``log(mean(exp(r x))) / r``: nearer to the mean the smaller, nearer to the maximum the
-        larger, so that few cells may answer for an image. None for the mean (S2C, eq. 3).
+        r of log-sum-exp pooling, ``log(mean(exp(r x))) / r``: close to the mean if small, close to the maximum if
+        large, so that few cells can decide about an image. None for the mean (S2C, eq. 3).
 
     Returns
     -------
@@ -159,7 +159,7 @@ def merged_maps(
     images : (N, 3, H, W)
         Normalised.
     known
-        Maps of the images as they are, where these have been made: they are not made again.
+        Maps of the images at scale 1, if they have been computed: they are not computed again.
 
     Returns
     -------

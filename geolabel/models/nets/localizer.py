@@ -1,8 +1,8 @@
-"""The classifier whose head is linear, so that its activation map is its class logit taken apart.
+"""The classifier with a linear head, so that its activation map is the spatial form of its class logit.
 
 Source: Zhou et al. (2016), "Learning Deep Features for Discriminative Localization"; eq. 1 of APSAM. Global average
 pooling and a linear head commute: the logit of a window is the mean of ``theta^T F`` over the window, plus the bias.
-Other pooling is of the map ``theta^T F`` too; see `geolabel.models.nets.classifier.class_logits`.
+Other pooling also applies to the map ``theta^T F``; see `geolabel.models.nets.classifier.class_logits`.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from geolabel.models.nets.trunk import STRIDES, LiteTrunk, Trunk, conv_norm, enl
 _PYRAMIDS = STRIDES[1:2], STRIDES[1:3], STRIDES[1:]
 
 FINE = 0.75
-"""What the image's own resolution counts for in the mean that a localizer of two octaves begins with."""
+"""Initial weight of the image's own resolution in the mean of a localizer of two octaves."""
 
 
 class PyramidLocalizer(nn.Module):
     """A trunk, a feature pyramid down to stride 8, and a 1x1 head.
 
-    The pyramid (Lin et al. 2017) gives every cell both what is near and what surrounds it: bare ground is a slide
-    where the slope around it says so. With two octaves the same pyramid also sees the image at half its resolution,
-    where a slide of twice the size looks as large as those that it learned from.
+    The pyramid (Lin et al. 2017) gives every cell both its surroundings and its details: bare ground is a landslide
+    if the slope around it says so. With two octaves the same pyramid also sees the image at half its resolution,
+    where a landslide of twice the size looks as large as those in training.
 
     Parameters
     ----------
     classes
         Number of classes.
     widths, depths
-        Of a residual trunk.
+        Widths and depths of a residual trunk.
     trunk
         Instead of these, a variant of EfficientNet-Lite: `imagenet.VARIANTS`.
     features
         Channels of the pyramid, the D of ``theta^T F``.
     projected
-        Channels of a 1x1 layer and a sigmoid before the head, as the second classifier of CISM has; None for none.
+        Channels of a 1x1 layer and a sigmoid before the head, as in the second classifier of CISM; None without it.
     octaves
         1, or 2 to see the image at half its resolution too; the features of both are mixed cell by cell.
     strides
-        Of the trunk's features that the pyramid joins, the finest 8. Without 32 a cell knows less of what surrounds it,
-        which tells as much of an image's label as the landslide does.
+        Strides of the trunk's features that the pyramid joins, the finest 8. Without 32 a cell sees less of its
+        surroundings, which tell as much about an image's label as the landslide does.
     sharpness
-        Of the pooling of the map; see `geolabel.models.nets.classifier.class_logits`.
+        Sharpness of the pooling of the map; see `geolabel.models.nets.classifier.class_logits`.
 
     Raises
     ------
     ValueError
-        If there are to be other octaves, strides or pooling, or another trunk.
+        If other octaves, strides or pooling, or another trunk, are requested.
     """
 
     stride = STRIDES[1]
@@ -137,7 +137,7 @@ class PyramidLocalizer(nn.Module):
 
 
 def _mixing(features: int) -> nn.Conv2d:
-    """The weighted mean of two stacks of features, as a layer that can learn better."""
+    """The weighted mean of two stacks of features, as a layer that can be trained."""
     layer = nn.Conv2d(2 * features, features, 1)
     same = torch.eye(features)
     with torch.no_grad():

@@ -2,8 +2,8 @@
 
 Source: Zhang et al. (2023), "Faster Segment Anything: Towards Lightweight SAM for Mobile Applications"; Wu et al.
 (2022), "TinyViT: Fast Pretraining Distillation for Small Vision Transformers". Unlike TinyViT the last stage keeps the
-size of the one before, so that cells have 16 px, and a neck as Segment Anything has it follows. timm numbers layers in
-another way than the published file, whose names `renamed` translates.
+size of the one before, so that cells have 16 px, and a neck as in Segment Anything follows. timm numbers layers
+differently from the published file, whose names `renamed` translates.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
 SIDE, CELLS, WIDTH = 1024, 64, 256
-"""Pixels and cells of the frame along a side, channels of a cell."""
+"""Side of the frame in pixels and in cells, channels of a cell."""
 
 UNREAD = ("image_encoder.head.", "image_encoder.norm_head.")
-"""Beginnings of the names of tensors that classify images, which nothing runs."""
+"""Prefixes of the names of tensors of the image classifier, which is not run."""
 
 PLACES = {
     "patch_embed.seq.0.": "patch_embed.conv1.",
@@ -29,7 +29,7 @@ PLACES = {
     **{f"layers.{k}.downsample.": f"stages.{k + 1}.downsample." for k in range(3)},
     ".c.weight": ".conv.weight",
 }
-"""Parts of names in the published file, and what timm says instead."""
+"""Parts of names in the published file, and their names in timm."""
 
 
 class MobileEncoder(nn.Module):

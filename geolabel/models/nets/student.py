@@ -3,7 +3,7 @@
 From random weights Mask R-CNN needs normalisation that does not depend on the batch.
 
 Sources: Zhang, Liu and Wang (2018), "Road Extraction by Deep Residual U-Net"; Zhao et al. (2017), "Pyramid Scene
-Parsing Network"; He et al. (2017), "Mask R-CNN", as torchvision has it; He et al. (2019), "Rethinking ImageNet
+Parsing Network"; He et al. (2017), "Mask R-CNN", from torchvision; He et al. (2019), "Rethinking ImageNet
 Pre-training".
 """
 
@@ -30,7 +30,7 @@ MODELS = {
     "upernet": "UPerNet",
     "pspnet": "PSPNet",
 }
-"""Names that the command line takes, and the library's."""
+"""Names on the command line, and those of the library."""
 
 
 class SmpStudent(nn.Module):
@@ -56,9 +56,9 @@ def build_smp(*, model: str, encoder: str, classes: int, pretrained: bool = Fals
     model
         A key of `MODELS`.
     encoder
-        A name that the library knows, such as ``resnet34`` or ``mit_b0``; ``tu-`` before a name is any of timm's.
+        A name that the library knows, such as ``resnet34`` or ``mit_b0``; ``tu-`` before a name selects one of timm's.
     classes
-        Number of classes, the background included.
+        Number of classes, including the background.
     pretrained
         Fetch the encoder's weights from ImageNet.
 
@@ -85,8 +85,8 @@ def build_smp(*, model: str, encoder: str, classes: int, pretrained: bool = Fals
 def zoomed_probabilities(network: Any, pixels: Tensor, zoom: float, window: int = 1) -> Tensor:
     """(N, K, H, W) probabilities of normalised images (N, 3, H, W), which the network sees enlarged by `zoom`.
 
-    Images smaller than the `window` of its training are mirrored around, as crops of small images were there: what is
-    pooled over a few pixels alone is nothing that it has seen.
+    Images smaller than the `window` of its training are padded by reflection, as crops of small images were there: the
+    network has not been trained on features pooled over a few pixels.
     """
     size, multiple = pixels.shape[-2:], network.multiple
     sides = [max(1, round(n * zoom)) for n in size]
@@ -127,15 +127,15 @@ def build_detector(
     Parameters
     ----------
     classes
-        How many there are, the background left out.
+        Number of classes, without the background.
     backbone
         A ResNet of torchvision.
     anchors
         One side for each level.
     proposals, detections
-        Boxes that are looked at in an image, and objects that are answered at most; COCO counts 100.
+        Maximum number of boxes that are examined per image, and of objects in the answer; COCO counts 100.
     sampled
-        Boxes of an image that are learned from; a quarter of them, at most, get masks.
+        Number of boxes per image to learn from; a quarter of them, at most, get masks.
     """
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -145,7 +145,7 @@ def build_detector(
         backbone_name=backbone, weights=None, trainable_layers=5, norm_layer=partial(nn.GroupNorm, 32)
     )
     boxes = AnchorGenerator(tuple((side,) for side in anchors), ((0.5, 1.0, 2.0),) * len(anchors))
-    # Without the last, images would be scaled to sides of 800 to 1333 px: a pixel of ours has a size on the ground.
+    # Without the last, images would be scaled to sides of 800 to 1333 px: here a pixel has a size on the ground.
     detector: nn.Module = MaskRCNN(
         trunk,
         classes + 1,
@@ -160,7 +160,7 @@ def build_detector(
 
 
 POOLS = (1, 2, 3, 6)
-"""Cells a side of the pooled contexts."""
+"""Cells along a side of the pooled contexts."""
 
 
 class PyramidPooling(nn.Module):
@@ -186,14 +186,14 @@ class ResUNet(nn.Module):
     Parameters
     ----------
     classes
-        Number of classes, the background included.
+        Number of classes, including the background.
     widths
         Channels from the full resolution down, each stage at half the size of the one before.
     depths
-        Blocks of every stage of a `Trunk`, which then is the way down, with weights of the bundled networks if wanted.
-        It begins at a quarter of the resolution, and so is the result, enlarged.
+        Blocks of every stage of a `Trunk`, which then is the encoder, if wanted with weights of the bundled networks.
+        Its first output has a quarter of the resolution, and so has the result before it is enlarged.
     trunk
-        Instead of both, a variant of EfficientNet-Lite as the way down: `imagenet.VARIANTS`.
+        Instead of both, a variant of EfficientNet-Lite as the encoder: `imagenet.VARIANTS`.
     """
 
     def __init__(

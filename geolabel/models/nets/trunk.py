@@ -1,7 +1,7 @@
-"""Trunks: a small residual one, and EfficientNet-Lite, which has learned to see from photographs.
+"""Trunks: a small residual one, and EfficientNet-Lite, pre-trained on photographs.
 
 Sources: Tan and Le (2019), "EfficientNet"; the Lite variants, without squeeze-and-excitation and with ReLU6, are those
-of TensorFlow's tpu repository (models/official/efficientnet/lite). Built by timm, whose names the weights have.
+of TensorFlow's tpu repository (models/official/efficientnet/lite). Built by timm, whose names the weights use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def conv_norm(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> n
 
 
 def projection(inputs: int, outputs: int | None) -> nn.Module:
-    """A 1x1 convolution and a sigmoid, which features of a second classifier go through; None for nothing at all."""
+    """A 1x1 convolution and a sigmoid before a second classifier; None if it has no channels."""
     return nn.Identity() if outputs is None else nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Sigmoid())
 
 
@@ -65,7 +65,7 @@ class Trunk(nn.Module):
         convolution of one pixel with a stride writes past its memory if there are fewer channels than its blocks hold
         (https://github.com/uxlfoundation/oneDNN/issues/6035), and the process ends.
     depths
-        Blocks in each.
+        Number of blocks in each.
     """
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
@@ -96,7 +96,7 @@ VARIANTS = ("lite0", "lite1", "lite2")
 
 IMAGENET_MEAN = (127.0, 127.0, 127.0)
 IMAGENET_STD = (128.0, 128.0, 128.0)
-"""An image is normalised so for the ImageNet weights of these networks."""
+"""Normalisation of images for the ImageNet weights of these networks."""
 
 _ENDS = (1, 2, 4, 6)
 """Stages after which the stride is 4, 8, 16 and 32."""
@@ -143,7 +143,7 @@ class LiteTrunk(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Self:
-        """Set to train, but for batch normalisation."""
+        """Set training mode, except for batch normalisation."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -154,7 +154,7 @@ class LiteTrunk(nn.Module):
 class _PaddedConv(nn.Conv2d):
     """A convolution with the padding of TensorFlow for sides that its stride divides: more at the end than before.
 
-    timm computes that padding for every input, which no exported network can.
+    timm computes that padding for every input, which an exported network cannot do.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,12 +189,12 @@ def convert(state: Mapping[str, Tensor], variant: str) -> dict[str, Tensor]:
     Parameters
     ----------
     state
-        What their ``models/*.pth`` holds. The classifier and the last 1x1 convolution are left out.
+        Contents of their ``models/*.pth``. The classifier and the last 1x1 convolution are left out.
 
     Raises
     ------
     WeightsError
-        If the weights are of another network.
+        If the weights belong to another network.
     """
     trunk = LiteTrunk(variant)
     blocks = [
@@ -229,7 +229,7 @@ _INVERTED = {
 
 
 def load_trunk(variant: str) -> dict[str, Tensor]:
-    """ImageNet weights of a trunk, of those that ship with geolabel.
+    """ImageNet weights of a trunk, from those that ship with geolabel.
 
     Raises
     ------
