@@ -1,8 +1,8 @@
-"""Columns of a file of polygons as an inventory has them: of known types, under names that do not clash.
+"""Columns of a file of polygons in the form of an inventory: of known types, under names that do not clash.
 
-Files come from editors and other programs. A column that geolabel knows is taken for it only where its values fit; one
-that does not fit is a person's, and is kept under another name. Whole numbers and truth values stay what they are where
-some are null, which most readers turn into floating-point numbers: those cannot hold a number of 17 digits.
+Files come from editors and other programs. A known column is used only if its values fit; otherwise it counts as a
+person's, and is kept under another name. Whole numbers and truth values keep their type where some are null; most
+readers turn them into floating-point numbers, which cannot hold a number of 17 digits.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from geolabel.io.written import plain
 log = logging.getLogger(__name__)
 
 EXACT = 2**53
-"""Whole numbers up to here are exact as floating-point numbers."""
+"""Whole numbers up to this one are exact as floating-point numbers."""
 
 WORDS: Mapping[Kind, str] = {"int": "whole number", "real": "number", "text": "text", "date": "date"}
-"""What a value of a known column is."""
+"""Description of the values of a kind of column."""
 
 RESERVED = ("fid", "geom", "geometry")
-"""Names of columns that files of layers have for themselves, lower case."""
+"""Column names that file formats reserve, lower case."""
 
 
 DAYS = "datetime64[s]"
@@ -43,7 +43,7 @@ DAYS = "datetime64[s]"
 def read_typed(path: str | Path, layer: str) -> gpd.GeoDataFrame:
     """Read a layer as `read_layer`, with nullable types of pandas for whole numbers and truth values, and `DAYS`.
 
-    Lists become texts in JSON.
+    Lists become JSON texts.
 
     Raises
     ------
@@ -74,11 +74,11 @@ def _is_large(values: pd.Series) -> bool:
 
 
 def read_polygon_table(path: str | Path, layer: str) -> gpd.GeoDataFrame:
-    """Read a layer of polygons with the columns of an inventory, as far as it has them.
+    """Read a layer of polygons with those columns of an inventory that it has.
 
-    A name of a column of `geolabel.io.columns.LANDSLIDES` counts in upper and lower case. A column whose values do not
+    Names of columns of `geolabel.io.columns.LANDSLIDES` are case-insensitive. A column whose values do not
     fit, such as a text in ``confidence``, gets another name, with a warning, and so does one of two whose names differ
-    in case alone, as most formats cannot hold both.
+    in case only, as most formats cannot hold both.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def read_polygon_table(path: str | Path, layer: str) -> gpd.GeoDataFrame:
 
 
 def _fitted(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """The same table with the columns that geolabel knows under their names and of their types."""
+    """The same table with the known columns under their names and of their types."""
     for name, kind in LANDSLIDE_COLUMNS.items():
         like = [column for column in table.columns if str(column).lower() == name]
         if not like:
@@ -110,7 +110,7 @@ def _fitted(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDat
 
 
 def _of_kind(values: pd.Series, kind: Kind) -> pd.Series | None:
-    """Values as an inventory holds them; None where some do not fit."""
+    """Values in the type of an inventory's column; None if some do not fit."""
     of_numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if pd.api.types.is_integer_dtype(values) and values.isna().any():
         values = values.astype("float64")
@@ -135,7 +135,7 @@ def _of_kind(values: pd.Series, kind: Kind) -> pd.Series | None:
 
 
 def _texts(values: pd.Series) -> pd.Series | None:
-    """Values as texts; None where some are bytes."""
+    """Values as texts; None if some are bytes."""
     if values.dtype == object and any(isinstance(value, bytes) for value in values):
         return None
     if not pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_datetime64_any_dtype(values):
@@ -146,7 +146,7 @@ def _texts(values: pd.Series) -> pd.Series | None:
 
 
 def _distinct(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """The same table with names that differ by more than case, and without those that files have for themselves."""
+    """The same table with names that differ by more than case, and without names that file formats reserve."""
     taken = {name.lower() for name in LANDSLIDE_COLUMNS}
     renamed = {}
     for column in table.columns.drop("geometry"):
@@ -160,7 +160,7 @@ def _distinct(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoD
 
 
 def free_name(name: str, table: pd.DataFrame, taken: AbstractSet[str] = frozenset()) -> str:
-    """A name of a column that a table does not have."""
+    """A column name that a table does not have."""
     held = {str(column).lower() for column in table.columns} | {*taken}
     while name.lower() in held:
         name += "_"
@@ -173,7 +173,7 @@ def check_one_crs(path: str | Path, held: Mapping[str, Any]) -> None:
     Parameters
     ----------
     held
-        CRSs of layers by their names, as pyproj or pyogrio gives them.
+        CRSs of layers by their names, from pyproj or pyogrio.
 
     Raises
     ------
@@ -196,9 +196,9 @@ def check_one_crs(path: str | Path, held: Mapping[str, Any]) -> None:
 
 
 def added_columns(tables: Iterable[gpd.GeoDataFrame], known: Mapping[str, Kind] = LANDSLIDE_COLUMNS) -> dict[str, Kind]:
-    """Columns that geolabel does not know, and what they hold in all tables together.
+    """Columns that geolabel does not know, and their kind in all tables together.
 
-    A name with a space at its end is of no file: such columns hold what was found out about the rows.
+    Names that end with a space cannot come from a file: such columns hold facts about the rows.
     """
     own = {name.lower() for name in (*known, *RESERVED)}
     columns: dict[str, Kind] = {}
@@ -211,7 +211,7 @@ def added_columns(tables: Iterable[gpd.GeoDataFrame], known: Mapping[str, Kind] 
 
 
 def kind_of(values: pd.Series) -> Kind:
-    """What a column that geolabel does not know holds."""
+    """The kind of a column that geolabel does not know."""
     inferred = _INFERRED.get(pd.api.types.infer_dtype(values, skipna=True)) if values.dtype == object else None
     if inferred is not None:
         return inferred
@@ -239,16 +239,16 @@ _INFERRED: Mapping[str, Kind] = {
     "datetime64": "datetime",
     "bytes": "binary",
 }
-"""Kinds of values without a type of their own, by what pandas calls them."""
+"""Kinds of values without a type of their own, by pandas' name for them."""
 
 
 def joint_kind(name: str, one: Kind, other: Kind) -> Kind:
-    """What a column holds of which two tables hold different kinds.
+    """The common kind of a column that has different kinds in two tables.
 
     Raises
     ------
     VectorError
-        If one of them is binary: no text can be made of it.
+        If one of them is binary, which cannot be converted to text.
     """
     if one == other:
         return one

@@ -1,17 +1,17 @@
 """SAM's prompt encoder and mask decoder for many prompts of one image, in fewer operations than segment-anything's.
 
 The decoder attends between a few tokens and thousands of cells of the embedding, prompt by prompt, and most of its time
-goes into projections of these cells. Four identities leave them out; sums come in another order, so that the last
-digits differ, and nothing else:
+is spent on projections of these cells. Four identities avoid them; sums are in another order, so only the last
+digits differ:
 
-* ``(x Wq) (t Wk)^T = x (Wq Wk^T t^T)``: where cells meet tokens, the tokens are projected twice instead of the cells.
-* A constant added to all scores of a softmax changes nothing: the bias of the cells' keys is dropped.
-* A transposed convolution of stride and size two is a matrix product of each cell: channels stay side by side.
-* Before the first layer, prompts see the same cells but for a few channels that are drawn of each: products with what
-  they share are made for all prompts at once.
+* ``(x Wq) (t Wk)^T = x (Wq Wk^T t^T)``: for scores of cells and tokens, the tokens are projected twice, not the cells.
+* A constant added to all scores of a softmax has no effect: the bias of the cells' keys is dropped.
+* A transposed convolution of stride and size two is a matrix product per cell: its outputs stay as channels.
+* Before the first layer, the cells of all prompts differ in a few drawn channels only: products with the shared part
+  are computed once for all prompts.
 
-In a graph for a processor, the cells of each prompt are worked on alone after that, so that they stay near it; the sums
-are the same. Masks are made of the prompts alone whose predicted IoU is worth it, since that is known before.
+In a graph for a CPU, the cells of each prompt are then processed separately, so that they stay in its cache; the sums
+are the same. Masks are computed only for prompts with a sufficient predicted IoU, which is known before.
 
 Sources: Kirillov et al. (2023), "Segment Anything", appendix A; ``segment_anything.modeling``, whose modules these are.
 """
@@ -32,14 +32,14 @@ from geolabel.prompts import CORNERS, PADDING
 
 
 def prompt_tokens(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
-    """Tokens (K, N, D) of prompts of any kind: what PromptEncoder makes one by one, by a table.
+    """Tokens (K, N, D) of prompts of any kind, by a table; PromptEncoder computes them one by one.
 
     Parameters
     ----------
     coords : (K, N, 2)
         Pixels of the frame, x first.
     labels : (K, N)
-        Of points 1 or 0, of the corners of a box `geolabel.prompts.CORNERS`, and `geolabel.prompts.PADDING`.
+        1 or 0 for points, `geolabel.prompts.CORNERS` for the corners of a box, and `geolabel.prompts.PADDING`.
     """
     height, width = encoder.input_image_size
     size = torch.tensor([width, height], dtype=torch.float32, device=coords.device)
@@ -51,7 +51,7 @@ def prompt_tokens(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Ten
 
 
 def drawn_prompts(encoder: DrawingPromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
-    """Coarse masks (K, 1, 4 h, 4 w) that are drawn of prompts; see `prompt_tokens`."""
+    """Coarse masks (K, 1, 4 h, 4 w) drawn from prompts; see `prompt_tokens`."""
     first, last = ((coords * (labels == corner)[..., None]).sum(dim=1) for corner in CORNERS)
     boxed = (labels == CORNERS[0]).any(dim=1).float()[:, None, None, None]
     drawn: Tensor = encoder.draw((coords, labels), None)
@@ -59,7 +59,7 @@ def drawn_prompts(encoder: DrawingPromptEncoder, coords: Tensor, labels: Tensor)
 
 
 def dense_prompts(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
-    """(K, D, h, w) what prompts add to the cells of an embedding, as PromptEncoder makes it; see `prompt_tokens`."""
+    """(K, D, h, w) dense embeddings of prompts, as in PromptEncoder; see `prompt_tokens`."""
     if not isinstance(encoder, DrawingPromptEncoder):
         none: Tensor = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         return none.expand(len(coords), -1, *encoder.image_embedding_size)
@@ -69,18 +69,18 @@ def dense_prompts(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Prompted:
-    """What K prompts add to the cells of an embedding: ``same + drawn^T @ spread``, of which only `drawn` is large."""
+    """The dense part of K prompts, to add to the cells: ``same + drawn^T @ spread``, of which only `drawn` is large."""
 
     same: Tensor
     """(1, 1, D), added to every cell by every prompt."""
     drawn: Tensor
-    """(K, C, h w) what is drawn of the prompts, in C channels; C is 0 where nothing is."""
+    """(K, C, h w) drawn prompts in C channels; C is 0 if nothing is drawn."""
     spread: Tensor
     """(C, D)"""
 
 
 def prompted_cells(encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Prompted:
-    """What prompts add to the cells of an embedding; see `prompt_tokens`."""
+    """The dense part of prompts, to add to the cells of an embedding; see `prompt_tokens`."""
     if not isinstance(encoder, DrawingPromptEncoder):
         none: Tensor = encoder.no_mask_embed.weight
         return Prompted(none[None], none.new_zeros((len(coords), 0, math.prod(encoder.image_embedding_size))), none[:0])
@@ -106,7 +106,7 @@ def decode_tokens(
     *,
     apart: bool = False,
 ) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
-    """Cells (K, h w, D), weights (K, 4, D / 8) of what becomes of their channels, and predicted IoU (K, 4).
+    """Cells (K, h w, D), weights (K, 4, D / 8) for their upscaled channels, and predicted IoU (K, 4).
 
     The single mask of a prompt comes first, then the three candidates.
 
@@ -116,7 +116,7 @@ def decode_tokens(
     positions, tokens, prompted
         See `cell_positions`, `prompt_tokens`, `prompted_cells`.
     apart
-        Whether the cells of each prompt are worked on alone, K tensors (h w, D), and not one tensor.
+        Whether to process the cells of each prompt separately, as K tensors (h w, D), instead of in one tensor.
     """
     transformer = decoder.transformer
     answers = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -134,7 +134,7 @@ def decode_tokens(
         queries = layer.norm2(queries + _look_at_cells(layer.cross_attn_token_to_image, queries + asked, cells))
         queries = layer.norm3(queries + layer.mlp(queries))
         cells = _tell_cells(layer.cross_attn_image_to_token, layer.norm4, cells, queries + asked, queries)
-    queries, asked = queries[:, : len(answers)], asked[:, : len(answers)]  # nothing is read of the prompts' own tokens
+    queries, asked = queries[:, : len(answers)], asked[:, : len(answers)]  # the prompts' own tokens are unused from here
     found = _look_at_cells(transformer.final_attn_token_to_image, queries + asked, cells)
     queries = transformer.norm_final_attn(queries + found)
     weights = [head(queries[:, 1 + k]) for k, head in enumerate(decoder.output_hypernetworks_mlps)]
@@ -142,14 +142,14 @@ def decode_tokens(
 
 
 class _Cells:
-    """The cells (K, n, D) of an embedding as K prompts see them, and with their places (1, n, D)."""
+    """The cells (K, n, D) of an embedding for K prompts, without and with their positions (1, n, D)."""
 
     def __init__(self, cells: Tensor, positions: Tensor) -> None:
         self.cells, self._positions = cells, positions
         self._placed = cells + positions
 
     def scores(self, rows: Tensor) -> Tensor:
-        """(K, R, n) products of rows (K, R, D) with the cells and their places."""
+        """(K, R, n) products of rows (K, R, D) with the cells and their positions."""
         return rows @ self._placed.transpose(1, 2)
 
     def look(self, rows: Tensor) -> Tensor:
@@ -162,17 +162,17 @@ class _Cells:
 
 
 class _SharedCells:
-    """`_Cells` before the first layer, the same to all prompts but for what these draw.
+    """`_Cells` before the first layer, where those of all prompts differ in the drawn channels only.
 
-    Products with what is shared are made for all prompts at a time, and no sum is made for each.
+    Products with the shared part are computed for all prompts at once, and no sum for each prompt.
 
     Parameters
     ----------
     shared, positions : (1, n, D)
     own
-        What each prompt adds.
+        The part of each prompt.
     apart
-        Whether `told` answers with `_CellsApart`.
+        Whether `told` returns `_CellsApart`.
     """
 
     def __init__(self, shared: Tensor, positions: Tensor, own: Prompted, *, apart: bool) -> None:
@@ -200,7 +200,7 @@ class _SharedCells:
 
 
 class _CellsApart:
-    """`_Cells` of K prompts, each a tensor (n, D) of its own, which is made and read before the next."""
+    """`_Cells` of K prompts, each a separate tensor (n, D), which is written and read before the next."""
 
     def __init__(self, cells: list[Tensor], positions: Tensor) -> None:
         self.cells, self._positions = cells, positions
@@ -224,19 +224,19 @@ class _CellsApart:
 
 
 def _each(values: Tensor) -> list[Tensor]:
-    # K tensors (R, ...) of one (K, R, ...), for which a graph needs the fewest steps.
+    # K tensors (R, ...) from one (K, R, ...), with the fewest steps in a graph.
     count, rows = values.shape[:2]
     flat = values.flatten(0, 1)
     return [flat[k * rows : (k + 1) * rows] for k in range(count)]
 
 
 def make_masks(decoder: MaskDecoder, cells: Tensor, weights: Tensor) -> Tensor:
-    """Logits (K, T, n, 16) of masks: of each cell two by two parts, each of two by two; see `unfold_masks`.
+    """Logits (K, T, n, 16) of masks: for each cell two by two parts, each of two by two; see `unfold_masks`.
 
     Parameters
     ----------
     cells : (K, n, D)
-        Any of an embedding's.
+        Any cells of an embedding.
     weights : (K, T, D / 8)
     """
     fold1, norm, act1, fold2, act2 = decoder.output_upscaling
@@ -247,7 +247,7 @@ def make_masks(decoder: MaskDecoder, cells: Tensor, weights: Tensor) -> Tensor:
 
 
 def unfold_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (M, 4 h, 4 w) of those (M, h w, 16) that `make_masks` makes of h and w cells."""
+    """Logits (M, 4 h, 4 w) from those (M, h w, 16) that `make_masks` computes for h by w cells."""
     rows, cols = size
     parts = masks.reshape(-1, rows, cols, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)  # (M, h, 2, 2, w, 2, 2)
     logits: Tensor = parts.reshape(-1, 4 * rows, 4 * cols)
@@ -255,7 +255,7 @@ def unfold_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _unfold(cells: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
-    # A transposed convolution of size and stride two of (..., C): (..., 4, C') of its two by two parts, row by row.
+    # A transposed convolution of size and stride two of (..., C): (..., 4, C'), its two by two parts row by row.
     weight = layer.weight.permute(2, 3, 1, 0).reshape(-1, layer.in_channels)
     assert layer.bias is not None
     # as one matrix, which a graph multiplies and shifts in one step
@@ -267,7 +267,7 @@ _AnyCells = _Cells | _SharedCells | _CellsApart
 
 
 def _look_at_cells(attention: Attention, tokens: Tensor, cells: _AnyCells) -> Tensor:
-    # Attention of tokens (K, T, D) to cells, whose keys know their places.
+    # Attention of tokens (K, T, D) to cells, whose keys include their positions.
     heads, size, (count, width) = attention.num_heads, _head_size(attention), tokens.shape[1:]
     asked = _heads(attention.q_proj(tokens), heads) / math.sqrt(size)
     asked = (asked @ attention.k_proj.weight.reshape(heads, size, width)).flatten(1, 2)  # (K, heads T, D)
@@ -280,14 +280,14 @@ def _look_at_cells(attention: Attention, tokens: Tensor, cells: _AnyCells) -> Te
 def _tell_cells(
     attention: Attention, norm: nn.Module, cells: _AnyCells, tokens: Tensor, values: Tensor
 ) -> _Cells | _CellsApart:
-    # Cells, and what their attention, with their places, to tokens (K, T, D) tells them, normalised.
+    # Cells after attention, with their positions, to tokens (K, T, D), normalised.
     heads, size, (count, width) = attention.num_heads, _head_size(attention), tokens.shape[1:]
     keys = _heads(attention.k_proj(tokens), heads) / math.sqrt(size)
     level = keys @ attention.q_proj.bias.reshape(heads, size, 1)  # (K, heads, T, 1)
     keys = (keys @ attention.q_proj.weight.reshape(heads, size, width)).flatten(1, 2)
     scores = cells.scores(keys)
     scores = scores.reshape(-1, heads, count, scores.shape[-1]) + level
-    # As a softmax over tokens, written out: engines are slow where that is not the last axis.
+    # Like a softmax over tokens, written out: engines are slow if that is not the last axis.
     shares = torch.exp(scores - scores.amax(dim=2, keepdim=True))
     shares = (shares / shares.sum(dim=2, keepdim=True)).flatten(1, 2)  # (K, heads T, n)
     # The shares of each head add up to one: a part of the bias for each, and no sum over all cells.
@@ -298,7 +298,7 @@ def _tell_cells(
 
 
 def _heads(values: Tensor, heads: int) -> Tensor:
-    # (K, heads, T, d) of (K, T, heads d)
+    # (K, heads, T, d) from (K, T, heads d)
     return values.reshape(*values.shape[:2], heads, -1).transpose(1, 2)
 
 

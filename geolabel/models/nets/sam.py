@@ -1,7 +1,7 @@
 """A small network of the Segment Anything shape, built from segment-anything's own modules.
 
-Source: Kirillov et al. (2023), "Segment Anything". Only the image encoder is other than theirs, convolutional instead
-of a vision transformer, and the prompt encoder also draws what it is asked.
+Source: Kirillov et al. (2023), "Segment Anything". Only the image encoder differs from theirs, being convolutional
+instead of a vision transformer, and the prompt encoder also draws the prompts.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LOW_RES_STRIDE = EMBEDDING_STRIDE // 4
 
 
 class ConvEncoder(nn.Module):
-    """Image encoder: a trunk whose four outputs meet at stride 16.
+    """Image encoder: a trunk whose four outputs are joined at stride 16.
 
-    SAM's decoder has no skip connections, so what masks know of edges must be in the embedding. Finer features are
+    SAM's decoder has no skip connections, so edges must be in the embedding. Finer features are
     therefore folded into channels (space to depth) rather than pooled away.
     """
 
@@ -52,8 +52,8 @@ class DrawingPromptEncoder(PromptEncoder):  # type: ignore[misc]
     """SAM's prompt encoder, which also draws boxes and points as the coarse mask they imply.
 
     SAM passes a prompt to the decoder as two or three tokens, and a decoder learns where a token points only from very
-    many masks. A caller who gives no mask gets one here: 1 inside the box, a bump at each foreground point, a dent at
-    each background point. It enters where a mask prompt would, through the same weights.
+    many masks. If no mask is given, one is drawn here: 1 inside the box, a bump at each foreground point, a dent at
+    each background point. It is passed on like a mask prompt, through the same weights.
     """
 
     bump = 16.0
@@ -92,7 +92,7 @@ class DrawingPromptEncoder(PromptEncoder):  # type: ignore[misc]
 
 
 def _coverage(centres: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    # (B, n): how much of each cell lies between the edges of each box, which reach half a pixel beyond their centres.
+    # (B, n): share of each cell between the edges of each box, which reach half a pixel beyond their centres.
     size = centres[1] - centres[0]
     left, right = centres - size / 2, centres + size / 2
     inside = torch.minimum(right, high[:, None] + 0.5) - torch.maximum(left, low[:, None] - 0.5)
@@ -116,15 +116,15 @@ def build_sam(
     Parameters
     ----------
     img_size
-        Side of the square that the encoder takes; smaller images are padded with zeros at the bottom and right.
+        Side of the encoder's square input; smaller images are padded with zeros at the bottom and right.
     widths, depths
-        Of the trunk.
+        Widths and depths of the trunk.
     embed_dim
         Channels of the embedding.
     decoder_depth, heads, mlp_dim
-        Of the two-way transformer.
+        Sizes of the two-way transformer.
     pixel_mean, pixel_std
-        Of red, green and blue on the scale 0..255.
+        For red, green and blue on the scale 0..255.
     """
     cells = img_size // EMBEDDING_STRIDE
     prompts = DrawingPromptEncoder(
@@ -133,7 +133,7 @@ def build_sam(
         input_image_size=(img_size, img_size),
         mask_in_chans=16,
     )
-    # Frequencies from half a wave to six waves per image instead of one octave: small objects need the fine ones.
+    # Frequencies from half a wave to six waves per image instead of one octave: small objects need the high ones.
     octaves = torch.logspace(-1.0, 2.6, embed_dim // 2, base=2.0)
     prompts.pe_layer.positional_encoding_gaussian_matrix *= octaves
     transformer = TwoWayTransformer(depth=decoder_depth, embedding_dim=embed_dim, num_heads=heads, mlp_dim=mlp_dim)

@@ -1,9 +1,9 @@
-"""SAM's vision transformer, without its matrices of scores.
+"""SAM's vision transformer, without its attention matrices.
 
-segment-anything makes the scores of all pairs of cells, adds two terms of relative position to them, and takes their
+segment-anything computes the scores of all pairs of cells, adds two terms of relative position to them, and takes their
 softmax: at 1024 px, 4096 x 4096 values for each head, several times over. Here
 ``torch.nn.functional.scaled_dot_product_attention`` does it, with both terms as its bias, for some rows of cells at a
-time. Where a block attends within windows, cells are projected before they are put into windows: the cells that fill up
+time. Where a block attends within windows, cells are projected before they are put into windows: the cells that pad
 the last windows are zeros, whose projection is a bias, and are a sixth of all at 1024 px.
 
 Sources: Kirillov et al. (2023), "Segment Anything"; Li et al. (2022), "MViTv2", section 4.1, for the positions;
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 BIAS = 1 << 23
-"""Maximum number of biases that are held at a time, unless one row of cells has more."""
+"""Maximum number of biases in memory at a time, unless one row of cells has more."""
 
 
 def encode(encoder: ImageEncoderViT, frames: Tensor) -> Tensor:
-    """Embeddings (N, D, h, w) of normalised frames (N, 3, H, W), as ``encoder(frames)`` makes them."""
+    """Embeddings (N, D, h, w) of normalised frames (N, 3, H, W), equal to ``encoder(frames)``."""
     cells = encoder.patch_embed(frames)
     if encoder.pos_embed is not None:
         cells = cells + encoder.pos_embed
@@ -34,7 +34,7 @@ def encode(encoder: ImageEncoderViT, frames: Tensor) -> Tensor:
 
 
 def halve(encoder: nn.Module) -> None:
-    """Keep the weights of an encoder's products in bf16: those that autocast would cast anew at each call."""
+    """Store the weights of an encoder's products in bf16: those that autocast would cast at each call."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             module.to(torch.bfloat16)
@@ -47,7 +47,7 @@ def _pass(block: Block, cells: Tensor) -> Tensor:
 
 
 def _attend(attention: Attention, cells: Tensor, side: int) -> Tensor:
-    # (N, h, w, D) of (N, h, w, D), within windows of `side` cells, or all of them where that is 0
+    # (N, h, w, D) from (N, h, w, D), within windows of `side` cells, or all of them if that is 0
     size, heads = cells.shape[1:3], attention.num_heads
     mixed = attention.qkv(cells)
     if side:
@@ -65,7 +65,7 @@ def _attend(attention: Attention, cells: Tensor, side: int) -> Tensor:
 
 
 def _windows(projected: Tensor, padding: Tensor | None, side: int) -> Tensor:
-    # (N R C, side, side, D) of (N, h, w, D); what fills them up is the padding (D,), or zeros
+    # (N R C, side, side, D) from (N, h, w, D), padded with the padding (D,), or zeros
     count, height, width, channels = projected.shape
     rows, cols = -(-height // side), -(-width // side)
     whole = projected.new_zeros(()) if padding is None else padding.to(projected.dtype)
@@ -76,7 +76,7 @@ def _windows(projected: Tensor, padding: Tensor | None, side: int) -> Tensor:
 
 
 def _from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
-    # (N, h, w, D) of those of `_windows`
+    # (N, h, w, D) from the result of `_windows`
     (height, width), side = size, windows.shape[1]
     rows, cols = -(-height // side), -(-width // side)
     parts = windows.view(-1, rows, cols, side, side, windows.shape[3]).transpose(2, 3)

@@ -1,6 +1,6 @@
 """The QGIS plugin: Processing algorithms that call the command line of geolabel.
 
-A copy of this folder is what QGIS loads, with its own Python, so nothing here imports geolabel or any of its libraries.
+QGIS loads a copy of this folder with its own Python, so nothing here imports geolabel or any of its libraries.
 """
 
 from __future__ import annotations

@@ -45,10 +45,10 @@ COMMAND = "GEOLABEL_COMMAND"
 FOLDER = Path(__file__).parent
 
 FORMATS = ("gpkg", "geojson", "shp", "fgb")
-"""Files of polygons that geolabel reads as they are; others are written anew as the first of them."""
+"""Formats of polygons that geolabel reads directly; others are converted to the first of them."""
 
 OWN = ("--", "--json", "--overwrite", "--out", "-o", "--quiet", "-q")
-"""Options that no person gives: the dialog does, or the call depends on them."""
+"""Options that a person must not give: the dialog sets them, or the call depends on them."""
 
 LEVELS = ("auto", "threshold", "head", "all")
 
@@ -69,15 +69,15 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
         return self.title
 
     def shortHelpString(self) -> str:
-        """Text beside the dialog."""
+        """Help text beside the dialog."""
         return self.about
 
     def icon(self) -> Any:
-        """Picture in the toolbox."""
+        """Icon in the toolbox."""
         return QIcon(str(FOLDER / "icon.svg"))
 
     def createInstance(self) -> CommandAlgorithm:
-        """Return another one of this kind."""
+        """Return another instance."""
         return type(self)()
 
     # --- parameters --------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
         self.addParameter(QgsProcessingParameterFile("NETWORKS", text, kind, optional=True))
 
     def add_common(self) -> None:
-        """Ask for what few people need."""
+        """Ask for the parameters that few people need."""
         text = f"More options of geolabel {self.command}, as on the command line"
         options = QgsProcessingParameterString("OPTIONS", text, "", optional=True)
         overwrite = QgsProcessingParameterBoolean("OVERWRITE", "Replace the output if it exists", False)
@@ -119,7 +119,7 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
     # --- values ------------------------------------------------------------------------------------------------------
 
     def raster(self, parameters: Any, name: str, context: Any) -> str:
-        """Where GDAL finds a raster; empty where none is given."""
+        """Path or URL of a raster; empty if none is given."""
         layer = self.parameterAsRasterLayer(parameters, name, context)
         if layer is None:
             if parameters.get(name) in (None, ""):
@@ -133,9 +133,9 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
         return str(known["path"] if known.get("path") and not known.get("layerName") else layer.source())
 
     def polygons(self, parameters: Any, name: str, context: Any, feedback: Any) -> tuple[str, str]:
-        """File and layer of polygons, written anew where QGIS alone can read them or some are selected.
+        """File and layer of polygons, written anew if only QGIS can read them or some are selected.
 
-        Both are empty where none are given, and the layer is where the file has one alone.
+        Both are empty if none are given, and the layer is empty if it is the only one of the file.
         """
         if parameters.get(name) in (None, ""):
             return "", ""
@@ -155,20 +155,20 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
         )
 
     def number(self, parameters: Any, name: str, context: Any, unit: str = "") -> str | None:
-        """A number with its unit; None where none is given."""
+        """A number with its unit; None if none is given."""
         if parameters.get(name) is None:
             return None
         return f"{self.parameterAsDouble(parameters, name, context):g}{unit}"
 
     def geopackage(self, parameters: Any, context: Any) -> str:
-        """Where the layers are written."""
+        """Path of the file of layers."""
         output = str(self.parameterAsOutputLayer(parameters, "OUTPUT", context))
         if not output.lower().endswith(".gpkg"):
             raise QgsProcessingException(f"{output}: geolabel writes a whole GeoPackage; choose Save to File, .gpkg")
         return output
 
     def common(self, parameters: Any, context: Any, arguments: list[str]) -> list[str]:
-        """Options that a person wrote, and those that always go along; `arguments` are those of the dialog."""
+        """Options that a person wrote, and those that are always given; `arguments` are those of the dialog."""
         text = self.parameterAsString(parameters, "OPTIONS", context)
         try:
             more = shlex.split(text)
@@ -184,7 +184,7 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
     # --- the call ----------------------------------------------------------------------------------------------------
 
     def call(self, words: list[str], inputs: list[str], feedback: Any) -> Done:
-        """Run the command, and say how far it is."""
+        """Run the command and show its progress."""
         command = str(ProcessingConfig.getSetting(COMMAND) or "")
         try:
             version = version_of(command)
@@ -193,7 +193,7 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
                     f"{command} is geolabel {version}, and this plugin is of {own}: install it again from that "
                     "environment with geolabel qgis install"
                 )
-            # a name that begins with a dash is no option
+            # a name that begins with a dash is not an option
             arguments = [self.command, *words, "--json", "--", *inputs]
             feedback.pushCommandInfo(" ".join(map(shlex.quote, [command, *arguments])))
             done = run(
@@ -220,7 +220,7 @@ def _own_version() -> str:
 
 
 def _show(feedback: Any, command: str, name: str, done: int, total: int | None) -> None:
-    if done == 0:  # once a pass: each text is a line of the log, which a long run would fill
+    if done == 0:  # once per pass: each text is a line of the log, which a long run would fill
         feedback.setProgressText(name if total is None else f"{name}: {total} {'step' if total == 1 else 'steps'}")
     if (share := share_done(command, name, done, total)) is not None:
         feedback.setProgress(100 * share)
@@ -237,7 +237,7 @@ def _say(feedback: Any, line: str) -> None:
 
 
 class _Grouped(QgsProcessingLayerPostProcessorInterface):
-    """Gives the layers of one result the styles of the file, and puts them into one group, in the order of the file."""
+    """Gives the layers of one result the styles of their file, and groups them in the order of the file."""
 
     def __init__(self, group: str, names: list[str]) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class _Grouped(QgsProcessingLayerPostProcessorInterface):
             return
         group = root.findGroup(self.group) or root.insertGroup(0, self.group)
         rank = self.names.index(layer.name())
-        # QGIS may have put the layer into the group already, above all others
+        # QGIS may have put the layer into the group already, above the others
         places = [place for place, one in enumerate(group.children(), 1) if one.name() in self.names[:rank]]
         moved = node.clone()
         moved.setExpanded(rank == 0)
@@ -263,7 +263,7 @@ class _Grouped(QgsProcessingLayerPostProcessorInterface):
 
 
 _KEPT: list[_Grouped] = []
-"""Python forgets what it made while QGIS still needs it; what QGIS has deleted is forgotten at the next run."""
+"""Keeps objects alive that QGIS still needs; those that QGIS has deleted are dropped at the next run."""
 
 
 def _load_layers(path: str, context: Any) -> None:
@@ -274,13 +274,13 @@ def _load_layers(path: str, context: Any) -> None:
     found = QgsProviderRegistry.instance().querySublayers(path)
     layers = {one.name(): one.uri() for one in found if one.wkbType() != QgsWkbTypes.NoGeometry}
     names = list(layers)
-    movers = [_Grouped(Path(path).stem, names) for _ in names]  # QGIS deletes that of each layer by itself
+    movers = [_Grouped(Path(path).stem, names) for _ in names]  # QGIS deletes that of each layer itself
     _KEPT[:] = [one for one in _KEPT if not sip.isdeleted(one)] + movers
     first.name = names[0]
     for name, mover in zip(names, movers):  # noqa: B905 - of Python 3.10
         details = first if name == names[0] else QgsProcessingContext.LayerDetails(name, first.project, "")
         details.forceName = True
-        if hasattr(details, "layerSortKey"):  # of later versions, which group and sort by themselves
+        if hasattr(details, "layerSortKey"):  # of later versions, which group and sort themselves
             details.groupName, details.layerSortKey = mover.group, len(names) - names.index(name)
         details.setPostProcessor(mover)
         if name != names[0]:
@@ -444,7 +444,7 @@ FIGURES = {
     "iou": "IoU of the area",
     "object_f1": "F1 of pairs of IoU 0.5 or more",
 }
-"""Figures of `Evaluate`, by what geolabel calls them."""
+"""Figures of `Evaluate`, by their names in geolabel."""
 
 
 def _text(value: float | None) -> str:
@@ -452,12 +452,12 @@ def _text(value: float | None) -> str:
 
 
 def _given(name: str, value: str | None) -> list[str]:
-    """An option by the name of its parameter; nothing where it has no value."""
+    """An option by the name of its parameter; empty if it has no value."""
     return [f"--{name.lower().replace('_', '-')}", value] if value else []
 
 
 def _given_layer(name: str, found: tuple[str, str]) -> list[str]:
-    """An option for a file, and that for its layer."""
+    """Options for a file and for its layer."""
     return [*_given(name, found[0]), *_given(f"{name}_LAYER", found[1])]
 
 

@@ -1,6 +1,6 @@
 """Run the command line of geolabel as a subprocess: version, progress, result and cancellation.
 
-Needs the standard library alone. With ``GEOLABEL_PROGRESS=json`` geolabel writes its progress to stderr as JSON
+Needs only the standard library. With ``GEOLABEL_PROGRESS=json`` geolabel writes its progress to stderr as JSON
 objects, one a line; other lines are for people. With ``--json`` it writes its result to stdout.
 """
 
@@ -28,36 +28,36 @@ PASSES = {
     "extract": ("localize", "prompt", "segment", "merge"),
     "segment": ("segment", "look", "match", "outline"),
 }
-"""Names of the passes of commands that make several, in order."""
+"""Names of the passes of commands that have several, in order."""
 
 POLL_S = 0.2
-"""Between two questions whether to stop."""
+"""Seconds between checks for cancellation."""
 
 GRACE_S = 20.0
-"""For geolabel to end by itself, and to leave what the same command resumes from."""
+"""Seconds for geolabel to end by itself and save what the same command resumes from."""
 
 ASKING_S = 120.0
-"""For an answer to ``--version``: the first one may load much from a disk."""
+"""Seconds for an answer to ``--version``: the first one may load much from disk."""
 
 
 class ProgramError(Exception):
     """The command cannot be run, or failed; the message says what to do."""
 
 
-class Canceled(Exception):  # noqa: N818 - no error
+class Canceled(Exception):  # noqa: N818 - not an error
     """The user has stopped the command."""
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """The result of a finished command."""
 
     code: int
     result: Any
-    """What it wrote to stdout as JSON; None where it wrote nothing."""
+    """Its JSON output; None if there is none."""
 
 
 def share_done(command: str, name: str, done: int, total: int | None) -> float | None:
-    """Share of a command that is done, 0 to 1: all its passes count the same, and one without `PASSES` has one.
+    """Share of a command that is done, 0 to 1: all passes have the same weight, and a command without `PASSES` has one.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def share_done(command: str, name: str, done: int, total: int | None) -> float |
 
     Returns
     -------
-    None where the name is none of the passes, or the total is not known.
+    None if the name is none of the passes, or the total is not known.
     """
     step, _, grid = name.partition(" ")
     passes = PASSES.get(command, (step,))
@@ -97,7 +97,7 @@ def version_of(command: str) -> str:
             "geolabel"
         )
     try:
-        done = subprocess.run(  # noqa: S603 - what the user names, without a shell
+        done = subprocess.run(  # noqa: S603 - a program that the user names, without a shell
             [command, "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -115,7 +115,7 @@ def version_of(command: str) -> str:
 
 
 def environment(command: str) -> dict[str, str]:
-    """Variables for a command: those of this process without what is meant for QGIS."""
+    """Variables for a command: those of this process without those meant for QGIS."""
     known = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     known["PATH"] = os.pathsep.join([str(Path(command).parent), known.get("PATH", "")])
     known["PYTHONIOENCODING"] = "utf-8"
@@ -136,9 +136,9 @@ def run(
     Parameters
     ----------
     is_canceled
-        Asked a few times a second; where it says so, the command and all that it started are ended.
+        Called a few times a second; if it returns True, the command and all processes that it started are ended.
     on_progress
-        Called with the name of what is done, how many steps of it are, and of how many.
+        Called with the name of the step, the number of steps done, and their total.
     on_message
         Called with each other line of stderr.
 
@@ -147,7 +147,7 @@ def run(
     Canceled
         If it was stopped.
     ProgramError
-        If it cannot be started, or fails; with what it says itself.
+        If it cannot be started, or fails; with its own message.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - as above
@@ -189,12 +189,12 @@ def _follow(
     on_progress: Callable[[str, int, int | None], None],
     on_message: Callable[[str], None],
 ) -> str:
-    """Pass on what a command says until it ends; what it said last as its own error."""
+    """Pass on the output of a command until it ends; returns its last error message."""
     failure, ended = "", False
     while not ended:
         if is_canceled():
             raise Canceled
-        # what it started may hold its streams open: a last look is enough
+        # its child processes may keep its streams open: a last read is enough
         ended = process.poll() is not None
         if ended:
             for reader in readers:
@@ -217,11 +217,11 @@ def _follow(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and all that it started: gently first, so that it tidies up, where the system has a way to ask."""
+    """End a command and its child processes: first with a signal that lets it clean up, if the system has one."""
     if process.poll() is not None:
         return
     if sys.platform == "win32":
-        # CREATE_NEW_PROCESS_GROUP lets no Ctrl-C through, and a run that is killed resumes as well
+        # CREATE_NEW_PROCESS_GROUP blocks Ctrl-C, and a run that is killed can be resumed too
         words = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
         subprocess.run(words, capture_output=True, check=False, **_flags())  # noqa: S603 - of Windows
     else:
@@ -233,14 +233,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a process and all that it started: its group has its number, and lives as long as one in it."""
+    """Send a signal to a process and its children: its group has its number, and exists as long as one of them."""
     if sys.platform != "win32":
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
 
 
 def _flags() -> dict[str, Any]:
-    """How a process is started: in a group of its own, and without a window."""
+    """Flags to start a process in a new group, without a window."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
     else:  # noqa: RET505 - type checkers know the branch of each system

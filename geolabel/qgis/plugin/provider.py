@@ -19,7 +19,7 @@ DEFAULT = FOLDER / "command.txt"
 
 
 class GeolabelPlugin:
-    """What QGIS starts and stops."""
+    """The object that QGIS starts and stops."""
 
     def __init__(self, iface: Any) -> None:
         self.iface = iface
@@ -27,7 +27,7 @@ class GeolabelPlugin:
         self.provider: Any = None
 
     def initProcessing(self) -> None:
-        """Offer the algorithms; qgis_process calls this alone."""
+        """Register the algorithms; qgis_process calls only this."""
         self.provider = GeolabelProvider()
         QgsApplication.processingRegistry().addProvider(self.provider)
 
@@ -44,23 +44,23 @@ class GeolabelProvider(QgsProcessingProvider):
     """The algorithms."""
 
     def id(self) -> str:
-        """By which algorithms are named: ``geolabel:extract``."""
+        """Prefix of the algorithms' names: ``geolabel:extract``."""
         return "geolabel"
 
     def name(self) -> str:
-        """For people."""
+        """Short name."""
         return GROUP
 
     def longName(self) -> str:
-        """For people who want to know more."""
+        """Long name."""
         return "geolabel: landslide polygons"
 
     def icon(self) -> Any:
-        """Picture in the toolbox."""
+        """Icon in the toolbox."""
         return QIcon(str(FOLDER / "icon.svg"))
 
     def supportedOutputVectorLayerExtensions(self) -> list[str]:
-        """Formats of results, all of which have styles."""
+        """Suffixes of results, all of which have styles."""
         return ["gpkg"]
 
     def load(self) -> bool:
@@ -98,8 +98,8 @@ def _default_command() -> str:
 
 
 def _check_command(command: Any) -> None:
-    """Refuse, in the dialog of the options, what is no command of geolabel."""
-    if command and command != _default_command():  # which is checked when it is used, for it may be gone since
+    """Refuse, in the dialog of the options, a path that is not the command of geolabel."""
+    if command and command != _default_command():  # the default is checked when it is used; it may be gone by then
         try:
             version_of(str(command))
         except ProgramError as error:
