@@ -70,14 +70,16 @@ class LabelMap:
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.confidence.shape != self.values.shape:
-            raise ValueError(f"values {self.values.shape} and confidence {self.confidence.shape} are no maps of a size")
+            raise ValueError(
+                f"values {self.values.shape} and confidence {self.confidence.shape} are not maps of one size"
+            )
         if not 0 < len(self.classes) <= IGNORE:
             raise ValueError(
                 f"{len(self.classes)} classes: a label map holds 1 to {IGNORE}, {IGNORE} itself is ignored"
             )
         highest = int(self.values.max(initial=0, where=self.values != IGNORE))
         if highest >= len(self.classes):
-            raise ValueError(f"value {highest} is none of the {len(self.classes)} classes")
+            raise ValueError(f"value {highest} is not one of the {len(self.classes)} classes")
 
     @classmethod
     def background(cls, height: int, width: int, classes: tuple[str, ...]) -> Self:

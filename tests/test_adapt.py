@@ -582,7 +582,7 @@ def test_a_dry_run_counts_what_adapting_would_learn_from_and_writes_nothing(
         assert figures["landslide_km2"] == pytest.approx((truth.read(1) == 1).sum() * 0.25e-6, rel=0.02)
     assert figures["levels"] == {
         "threshold": None,
-        "head": "no area was reviewed as a whole; --level head tries it all the same",
+        "head": "no area was reviewed completely; --level head tries it anyway",
         "all": "it takes minutes on a CPU; --level all tries it",
         "decoder": None,
     }

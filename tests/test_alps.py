@@ -366,7 +366,7 @@ def test_extracted_twice_it_has_the_same_bytes(scene: Path, tmp_path: Path, name
     ("more", "says"),
     [
         (["--cluster-name", "river"], "no cluster is called 'river' (named are landslide)"),
-        (["--prompts-from", "drawn.gpkg"], "a method without a localizer has prompts of its own"),
+        (["--prompts-from", "drawn.gpkg"], "a method without a localizer makes its own prompts"),
     ],
 )
 def test_what_alps_cannot_extract_is_an_error(

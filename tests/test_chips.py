@@ -179,7 +179,7 @@ def test_sixteen_bits_are_stretched_alike_in_all_chips(tmp_path: Path):
         ("image,label\nx.png,1\na/x.png,\n", "line 3 of .* has no label: write 0 or none"),
         ("image,label\nx.png,slide\na/x.png,NaN\n", "line 3 of .* has no label"),
         ("image,label\nx.png,1\na/x.png\n", "line 3 of .* has no label"),
-        ("image,label\nx.png,0.7\n", r"line 2 of .*: the label 0\.7 is no class: decide from which value on"),
+        ("image,label\nx.png,0.7\n", r"line 2 of .*: the label 0\.7 is not a class: decide from which value on"),
         ("image,label\nx.png,Slide\na/x.png,slide\n", "the class 'Slide' is also written 'slide'"),
         ("image,label\nx.png,slide,pond\n", "line 2 of .* has 3 cells and the header 2: put quotes"),
         ("image,label,Label\nx.png,1,0\n", "several columns"),

@@ -188,7 +188,7 @@ def test_larger_images_are_labelled_in_tiles_and_the_same_command_gives_the_same
         (["--timestep", "1000"], 2, "the network's schedule ends at 999"),
         (["--template", "Photo"], 2, "one {}"),
         (["--attention-only", "--sam", "bundled"], 2, "--sam bundled: --attention-only uses no segmenter"),
-        (["--diffusion", "no/such/model"], 1, "no/such/model is no folder"),
+        (["--diffusion", "no/such/model"], 1, "no/such/model is neither a folder"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -294,7 +294,7 @@ def test_a_damaged_model_is_named(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["nowhere", "./a/b", "a/b/c"])
 def test_what_is_neither_a_folder_nor_a_model(source: str) -> None:
-    with pytest.raises(WeightsError, match="is no folder"):
+    with pytest.raises(WeightsError, match="is neither a folder"):
         diffusion_files.locate(source)
 
 

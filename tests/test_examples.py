@@ -75,9 +75,9 @@ def test_other_types_share_one_stretch(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_or_empty_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SceneError, match=r"none is no folder: give a folder"):
+    with pytest.raises(SceneError, match=r"none is not a folder: give a folder"):
         ImageFolder(tmp_path / "none")
-    with pytest.raises(SceneError, match=r"holds no image: known are .png"):
+    with pytest.raises(SceneError, match=r"contains no image with one of the suffixes .png"):
         ImageFolder(tmp_path)
 
 

@@ -41,7 +41,7 @@ def test_boxes_without_an_outline_are_left_out_and_counted(
     _, objects = coco(tmp_path, outlined(bbox=[1, 1, 5, 5], **nothing), outlined())[0]
     assert objects.areas.tolist() == [600]
     assert "1 of 2 objects left out: they have a box and no outline" in caplog.text
-    with pytest.raises(ChipError, match="1 objects have a box and no outline, and outlines are what is learned"):
+    with pytest.raises(ChipError, match="1 objects have a box and no outline, and training needs outlines"):
         coco(tmp_path, outlined(**nothing))
 
 
@@ -132,7 +132,7 @@ def test_file_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str):
         ({"images": ({"id": 1},)}, "an entry lacks 'file_name'"),
         ({"categories": ({"id": 2, "name": "pond"},)}, "an object has category 1, which it does not list"),
         ({"categories": ({"id": 1, "name": "x"}, {"id": 2, "name": "x"})}, "several categories are called 'x'"),
-        ({"categories": ({"id": None, "name": "x"},)}, "None is no id"),
+        ({"categories": ({"id": None, "name": "x"},)}, "None is not an id"),
         ({"categories": ({"id": 1, "name": "x"}, {"id": "1", "name": "y"})}, "2 categories have 1 different ids"),
         ({"categories": ()}, "it names no category"),
     ],

@@ -62,7 +62,7 @@ def test_cluster_0_is_no_gap() -> None:
 @pytest.mark.parametrize(
     ("values", "classes", "message"),
     [
-        ([[2]], ("a", "b"), "value 2 is none of the 2 classes"),
+        ([[2]], ("a", "b"), "value 2 is not one of the 2 classes"),
         ([[0]], (), "0 classes"),
         ([[0]], tuple(map(str, range(256))), "256 classes: a label map holds 1 to 255"),
     ],

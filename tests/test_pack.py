@@ -93,7 +93,7 @@ def test_what_cannot_be_packed_is_named(folders, tmp_path):
 def test_members_of_other_names_are_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         archive.writestr(name, b"x")
-    with pytest.raises(OptionError, match="is no pack of pictures"):
+    with pytest.raises(OptionError, match="is not a pack of pictures"):
         unpack(tmp_path / "p.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

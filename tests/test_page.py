@@ -231,7 +231,7 @@ def test_what_cannot_be_shown_says_why(files, tmp_path):
     with pytest.raises(SceneError, match="scene has no CRS"):
         view(files[0], nowhere, out, gsd=0.5)
     slides().assign(status="maybe").to_file(files[0], layer="landslides")
-    with pytest.raises(VectorError, match="'maybe' is none of unreviewed, accepted, rejected"):
+    with pytest.raises(VectorError, match="'maybe' is not one of unreviewed, accepted, rejected"):
         view(*files, out)
     with pytest.raises(OutputError, match=r"end with \.html"):
         view(*files, tmp_path / "page.pdf")

@@ -233,7 +233,7 @@ def test_a_mask_that_was_saved_in_colours_is_a_mask(tmp_path: Path) -> None:
 def test_what_is_probably_no_mask_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     grey = np.random.default_rng(0).integers(1, 255, (1, 40, 50), dtype=np.uint8)
     polygonize(picture(tmp_path / "grey.tif", grey))
-    assert "a grey image is no mask" in caplog.text
+    assert "a grey image is not a mask" in caplog.text
     scores = np.random.default_rng(0).random((3, 40, 50), dtype=np.float32)
     polygonize(picture(tmp_path / "scores.tif", scores))
     assert "has 3 bands: band 1 is used" in caplog.text

@@ -291,7 +291,7 @@ def test_a_scene_without_landslides_has_an_empty_layer(tmp_path, monkeypatch):
         (["--epsg", "4326"], "not projected in metres"),
         (["--epsg", "2263"], "not projected in metres"),  # feet
         (["--epsg", "3857"], "its metre is 0.897 m"),
-        (["--epsg", "1"], "no known CRS"),
+        (["--epsg", "1"], "not a known CRS"),
     ],
 )
 def test_what_cannot_be_written_says_why(tmp_path, arguments, message):

@@ -110,8 +110,8 @@ def test_values_that_do_not_fit_a_known_column_are_kept_under_another_name(
     assert table["event_date_"].tolist() == [20240501, 20240502]
     assert table["class"].tolist() == ["1", "2"]
     assert table["area_m2"].tolist() == [100.5, 90]
-    assert "the column confidence holds 'high', which is no number: it is kept as confidence_" in caplog.text
-    assert "the column id holds 'x1', which is no whole number: it is kept as id_" in caplog.text
+    assert "the column confidence holds 'high', which is not a number: it is kept as confidence_" in caplog.text
+    assert "the column id holds 'x1', which is not a whole number: it is kept as id_" in caplog.text
     export(path, tmp_path / "out.gpkg")
     kept = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")
     assert (kept["confidence_"][0], kept["class"].tolist()) == ("high", ["1", "2"])

@@ -447,7 +447,7 @@ def spoil(files, kind):
         ("evil zip", "damaged or not a weights file"),
         ("list", "holds list instead of named tensors"),
         ("numbers", "holds dict instead of named tensors"),
-        ("other tensors", "is none of the Segment Anything networks vit_b, vit_l"),
+        ("other tensors", "is not one of the Segment Anything networks vit_b, vit_l"),
         ("tensors missing", "do not fit its network"),
         ("text", "damaged or not a weights file"),
         ("empty", "damaged or not a weights file"),

@@ -109,8 +109,8 @@ def _levels(begun: Begun, region: Region, blocks: Blocks | None, level: Level | 
     lacks = region.lacks or (ONE_PLACE if blocks is None else None)
     other = None if level is None else f"--level {level} is asked for"
     found: dict[str, str | None] = {"threshold": other if level != "threshold" else None}
-    two_octaves = "the localizer is none of two octaves, whose last layers can be fitted"
-    unseen = "no area was reviewed as a whole; --level {} tries it all the same"
+    two_octaves = "last layers can be fitted for localizers of two octaves only"
+    unseen = "no area was reviewed completely; --level {} tries it anyway"
     if level not in (None, "head"):
         found["head"] = other
     elif begun.head is None:

@@ -87,7 +87,7 @@ class Reviewed:
         if len(layers) > 1 and layers is not POLYGON_LAYERS:
             raise VectorError(
                 f"{path}: {len(others)} layers, {', '.join(others)}: name the one that holds landslides "
-                f"{POLYGON_LAYERS[0]}, or save it to a file of its own"
+                f"{POLYGON_LAYERS[0]}, or save it to a separate file"
             )
         areas = [read_layer(path, AREAS)] if AREAS in names else []
         areas += [_with_status(read_layer(path, name), seen=True) for name in WINDOW_LAYERS if name in names]

@@ -100,15 +100,15 @@ class Begun:
             whole = Whole.of(network, info, recipe.device) if head is not None and wanted else None
             if level == "all" and whole is None:
                 raise OptionError(
-                    f"--level all: {recipe.source} is no localizer of two octaves on EfficientNet-Lite, whose layers "
-                    "can be fitted: take --level threshold"
+                    f"--level all: {recipe.source} is not a localizer of two octaves on EfficientNet-Lite, whose "
+                    "layers can be fitted: take --level threshold"
                 )
             if head is not None and isinstance(network, PyramidLocalizer):
                 return OctaveMaps(network, device=recipe.device), head, whole
             if level == "head":
                 raise OptionError(
-                    f"--level head: {recipe.source} is no localizer of two octaves, whose last layers can be fitted: "
-                    "take --level threshold"
+                    f"--level head: {recipe.source} is not a localizer of two octaves, whose last layers can be "
+                    "fitted: take --level threshold"
                 )
         return loading.maps_of(recipe, path)[0], None, None
 

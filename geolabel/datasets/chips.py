@@ -200,7 +200,7 @@ def read_chips(path: str | Path, *, class_name: str = "landslide") -> ChipDatase
     if doubles:
         raise ChipError(
             f"{len(doubles)} names stand for several chips, such as {doubles[0]!r}: results are named "
-            "after chips, so give each a name of its own"
+            "after chips, so give each a different name"
         )
     if table is not None and path.is_dir():
         _count_unlabelled(table, rows)
@@ -219,7 +219,7 @@ def _table_of(path: Path) -> Path | None:
             raise ChipError(f"{path} does not exist: give a table of chips or a folder")
         return path
     if not path.is_dir():
-        raise ChipError(f"{path} is no folder: give a folder of chips or a CSV file")
+        raise ChipError(f"{path} is not a folder: give a folder of chips or a CSV file")
     return next((table for table in (path / TABLE, path.parent / TABLE) if table.is_file()), None)
 
 

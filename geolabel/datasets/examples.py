@@ -131,9 +131,9 @@ class ImageFolder:
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
-            raise SceneError(f"{self.root} is no folder: give a folder of images")
+            raise SceneError(f"{self.root} is not a folder: give a folder of images")
         if not self.paths:
-            raise SceneError(f"{self.root} holds no image: known are {', '.join(SUFFIXES)}")
+            raise SceneError(f"{self.root} contains no image with one of the suffixes {', '.join(SUFFIXES)}")
 
     @cached_property
     def inner(self) -> Path:

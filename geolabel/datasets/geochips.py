@@ -201,7 +201,7 @@ def _grid(path: str) -> Grid:
         with SceneReader(path) as reader:
             grid = reader.scene.grid
     except SceneError as error:
-        raise ChipError(f"{path} has no place on Earth ({error}): give chips that are GeoTIFFs") from error
+        raise ChipError(f"{path} is not georeferenced ({error}): give chips that are GeoTIFFs") from error
     t = grid.transform
     if grid.crs is None or t.b or t.d or t.a < 0 or t.e > 0:
         raise ChipError(f"{path} is rotated or has no CRS: torchgeo takes rasters that are north up")

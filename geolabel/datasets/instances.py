@@ -230,7 +230,7 @@ class CocoInstances:
         if annotations and not listed:
             raise ValueError("none of its objects is on an image that it lists")
         if annotations and not outlined:
-            raise ValueError(f"{len(annotations)} objects have a box and no outline, and outlines are what is learned")
+            raise ValueError(f"{len(annotations)} objects have a box and no outline, and training needs outlines")
         for left_out, why in (
             (len(annotations) - len(listed), "are on images that it does not list"),
             (len(listed) - len(outlined), "have a box and no outline"),
@@ -302,7 +302,7 @@ def _id(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError(f"{value!r} is no id")
+        raise TypeError(f"{value!r} is not an id")
     return str(value).strip()
 
 

@@ -224,7 +224,7 @@ class PseudoLabels(Sequence["PseudoLabel"]):
             self.provenance: dict[str, Any] = dict(manifest["provenance"])
             self.results: dict[str, Any] = dict(manifest["results"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise SceneError(f"{path} is no manifest of pseudo-labels ({error!r}): make them again") from error
+            raise SceneError(f"{path} is not a manifest of pseudo-labels ({error!r}): make them again") from error
         if newer:
             raise SceneError(f"{self.root} has format {manifest['format']}, this geolabel reads {FORMAT}: upgrade it")
 

@@ -149,13 +149,13 @@ def _by_name(path: Path, labels: Sequence[tuple[int, str]]) -> tuple[tuple[str, 
         others = sorted(name for name in names - flags if not name.isdecimal())
         if flags and others:
             raise ChipError(
-                f"line {line} of {path}: the label {others[0]!r} beside labels of 0 and 1: mend the line, "
-                "or give names of classes alone"
+                f"line {line} of {path}: the label {others[0]!r} beside labels of 0 and 1: correct the line, "
+                "or use names of classes only"
             )
         for name in names:
             if re.fullmatch(r"-\d+|[-+]?\d*\.\d+([eE][-+]?\d+)?", name):
                 raise ChipError(
-                    f"line {line} of {path}: the label {name} is no class: decide from which value on the "
+                    f"line {line} of {path}: the label {name} is not a class: decide from which value on the "
                     "class is shown, and write 1 or 0"
                 )
             if same := [other for other in classes if other != name and other.lower() == name.lower()]:

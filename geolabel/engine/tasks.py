@@ -366,7 +366,7 @@ def pack(value: Any) -> dict[str, AnyArray]:
         if is_dataclass(part):
             return {type(part).__name__: [outline(getattr(part, field.name)) for field in fields(part)]}
         plain = part.item() if isinstance(part, np.generic) else part
-        assert plain is None or isinstance(plain, str | int | float), f"{type(part).__name__} is no plain value"
+        assert plain is None or isinstance(plain, str | int | float), f"{type(part).__name__} is not a plain value"
         return plain
 
     text = json.dumps(outline(value))

@@ -128,7 +128,7 @@ def _gate(bench: Bench) -> Section:
 
 POOLED = [
     "Pixels are pooled over the scenes of a set.",
-    f"An outline counts where the other side has one within {TOLERANCE:g} px; the frame is no outline.",
+    f"An outline counts where the other side has one within {TOLERANCE:g} px; the frame is not an outline.",
     "A landslide is found when half of it is covered, a polygon right when half of it is landslide.",
 ]
 
@@ -142,7 +142,7 @@ def _scene(bench: Bench) -> Section:
     if bench.sichuan is not None:
         minimum = bench.sichuan.minimum
         measure_scenes(bench, sets, "sichuan", bench.sichuan, examples.OUTLINED_GSD, minimum=minimum)
-    notes = [*POOLED, f"Specks of the outlines of sichuan, below {examples.MINIMUM_OUTLINED} px, are no objects."]
+    notes = [*POOLED, f"Specks of the outlines of sichuan, below {examples.MINIMUM_OUTLINED} px, are not objects."]
     return Section("scene", "Scene to polygons", sets.measured, notes, sets.cases)
 
 

@@ -243,7 +243,7 @@ def read_drawn(path: str | Path | None, plans: Sequence[Plan]) -> list[Prompts |
 def _check_prompted(path: str | Path, plan: Plan) -> None:
     if not plan.localized:
         raise OptionError(
-            f"prompts from {path}: a method without a localizer has prompts of its own; use --method apsam"
+            f"prompts from {path}: a method without a localizer makes its own prompts; use --method apsam"
         )
     if plan.dense:
         raise OptionError(f"prompts from {path}: {plan.method.name} uses no segmenter; use --method apsam")

@@ -262,7 +262,7 @@ def _crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
         (x0, y0), (x1, y1) = grid.transform * (0, 0), grid.transform * (grid.width, grid.height)
         raise VectorError(
             f"the bounds {tuple(bounds)} miss the scene, which reaches from ({x0}, {y0}) to ({x1}, {y1}): "
-            "give bounds in the scene's CRS, or an area of interest with a CRS of its own"
+            "give bounds in the scene's CRS, or an area of interest in any CRS"
         )
     return grid.crop(window)
 

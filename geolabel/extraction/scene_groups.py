@@ -357,7 +357,7 @@ def _refuse_bands(opened: Sequence[_Opened]) -> None:
             folder = str(Path(bands[0][1]).absolute().parent)
             way = f"give their folder, {folder}, or " if is_delivery(folder) else ""
             raise SceneError(
-                f"{bands[0][1]} and {len(bands) - 1} more are bands of one picture in files of their own: {way}join "
+                f"{bands[0][1]} and {len(bands) - 1} more are bands of one image in separate files: {way}join "
                 f"red, green and blue (gdalbuildvrt -separate scene.vrt {files}) and give scene.vrt"
             )
 

@@ -39,7 +39,7 @@ SENTENCES = {
     ),
     "its folder is gone or cannot be written to": r"unable to open database file",
     "another program has it open": r"database is locked",
-    "it is no whole GeoPackage": r"no such table|not a database|database disk image is malformed",
+    "it is not a complete GeoPackage": r"no such table|not a database|database disk image is malformed",
     "there is not enough memory": r"out of memory|(cannot|can't|unable to) allocate|not enough memory|bad_alloc",
     "its data are damaged or end too early": (
         r"ireadblock|tifffill|tiffread|tiff directory|read error|reading error|decod|decompress|premature|truncated"

@@ -180,7 +180,7 @@ def _metric(epsg: int) -> pyproj.CRS:
     try:
         crs = pyproj.CRS.from_epsg(epsg)
     except CRSError as error:
-        raise OptionError(f"EPSG:{epsg} is no known CRS: {advice}") from error
+        raise OptionError(f"EPSG:{epsg} is not a known CRS: {advice}") from error
     if not crs.is_projected or any(axis.unit_conversion_factor != 1 for axis in crs.axis_info):
         raise OptionError(f"EPSG:{epsg}, {crs.name}, is not projected in metres: {advice}")
     try:

@@ -386,7 +386,7 @@ def official_name(state: dict[str, Tensor], path: Path) -> str:
     width = positions.shape[-1] if positions is not None and positions.ndim else None
     if width not in SAM_WIDTHS:
         known = ", ".join((*SAM_WIDTHS.values(), MOBILE))
-        raise WeightsError(f"{path} is none of the Segment Anything networks {known}: give one of these")
+        raise WeightsError(f"{path} is not one of the Segment Anything networks {known}: give one of these")
     return SAM_WIDTHS[width]
 
 

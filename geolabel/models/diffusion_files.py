@@ -56,7 +56,9 @@ def locate(source: str | Path) -> Path:
         return folder.absolute()
     named = hub.parse_id(source)
     if named is None:
-        raise WeightsError(f"{source} is no folder and no model of the hub: give a folder, or OWNER/NAME[@REVISION]")
+        raise WeightsError(
+            f"{source} is neither a folder nor a model of the hub: give a folder, or OWNER/NAME[@REVISION]"
+        )
     require_diffusion()
     wanted = [*CONFIGS, *(f"{part}/{name}.safetensors" for part, name in WEIGHTS.items()), "tokenizer/*"]
     return hub.snapshot(*named, wanted, _missing, size=4 * 10**9, extra="diffusion", option="--diffusion")

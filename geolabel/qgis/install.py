@@ -151,7 +151,7 @@ def _plugin_folders(profile: str) -> list[Path]:
         If no version has it.
     """
     if Path(profile).name != profile or profile in ("", ".", ".."):
-        raise OptionError(f"profile {profile!r}: give the name of a profile, such as default, and no path")
+        raise OptionError(f"profile {profile!r}: give the name of a profile, such as default, not a path")
     homes = list(_profile_homes())
     found = [home / profile for home in homes if (home / profile).is_dir()]
     if not found:

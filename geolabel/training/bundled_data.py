@@ -422,7 +422,7 @@ def _pictures(folder: Path, exclude: Sequence[str]) -> list[Path]:
 
 
 def _jpeg_of(path: Path, quality: int) -> bytes:
-    rgb = read_image(path, "RGB")  # also a JPEG is decoded: what is damaged is not packed
+    rgb = read_image(path, "RGB")  # also a JPEG is decoded: damaged files are not packed
     return path.read_bytes() if path.suffix.lower() in (".jpg", ".jpeg") else jpeg(rgb, quality)
 
 
@@ -451,7 +451,7 @@ def unpack(path: Path, folder: Path) -> tuple[Path | None, Path | None]:
             total = sum(m.file_size for m in members)
             if strange or total > LARGEST:
                 reason = f"it holds {strange[0]!r}" if strange else f"its content has {total / 1e6:.1f} MB"
-                raise OptionError(f"{path} is no pack of pictures, {reason}: make it with geolabel chips --pack")
+                raise OptionError(f"{path} is not a pack of pictures, {reason}: make it with geolabel chips --pack")
             for member in members:
                 target = folder / member.filename
                 target.parent.mkdir(parents=True, exist_ok=True)

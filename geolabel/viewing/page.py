@@ -212,7 +212,7 @@ def _inventory(slides: str | Path) -> gpd.GeoDataFrame:
     states = states.mask((together[LAYER] == REJECTED) & (states == UNREVIEWED), REJECTED)
     unknown = sorted({*states} - {*REVIEW_STATES})
     if unknown:
-        raise VectorError(f"{slides}: the status {unknown[0]!r} is none of {', '.join(REVIEW_STATES)}")
+        raise VectorError(f"{slides}: the status {unknown[0]!r} is not one of {', '.join(REVIEW_STATES)}")
     notes = together["notes"] if "notes" in together else pd.Series(None, together.index, dtype=object)
     together = gpd.GeoDataFrame(together.assign(status=states, notes=notes), geometry="geometry", crs=target)
     if LAYER_OF in together:  # the page uses that name for the layer of a polygon

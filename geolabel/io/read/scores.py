@@ -239,7 +239,7 @@ def check_share(raster: ScoreRaster) -> None:
     share = float((values >= raster.threshold).mean()) if values.size else 0.0
     if share > MOST and len(np.unique(values)) > FEW_VALUES:
         logger.warning(
-            "%.0f %% of %s reach the threshold %g: a grey image is no mask; give a raster of labels, or a --threshold",
+            "%.0f %% of %s reach the threshold %g: a grey image is not a mask; give labels or a --threshold",
             100 * share,
             raster.reader.header.name,
             raster.threshold,

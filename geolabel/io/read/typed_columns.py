@@ -100,7 +100,7 @@ def _fitted(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDat
             own = free_name(name, table)
             said = next(str(one) for one in table[column] if _of_kind(pd.Series([one]), kind) is None)
             log.warning(
-                "layer %s of %s: the column %s holds %r, which is no %s: it is kept as %s",
+                "layer %s of %s: the column %s holds %r, which is not a %s: it is kept as %s",
                 *(layer, path, column, said[:40], WORDS[kind], own),
             )
             table = table.rename(columns={column: own})
@@ -188,7 +188,7 @@ def check_one_crs(path: str | Path, held: Mapping[str, Any]) -> None:
             said = " and ".join(f"{k} in {c.name if c else 'no CRS'}" for k, c in ((first, one), (name, crs)))
             raise VectorError(
                 f"{path} has layers in several CRSs ({said}), so edits of its outlines cannot be recognised: reproject "
-                f"{first} to that of {name}, or export {first} to a file of its own, where status alone counts"
+                f"{first} to that of {name}, or export {first} to a separate file, where only status is used"
             )
 
 

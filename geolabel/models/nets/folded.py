@@ -134,7 +134,7 @@ def decode_tokens(
         queries = layer.norm2(queries + _look_at_cells(layer.cross_attn_token_to_image, queries + asked, cells))
         queries = layer.norm3(queries + layer.mlp(queries))
         cells = _tell_cells(layer.cross_attn_image_to_token, layer.norm4, cells, queries + asked, queries)
-    queries, asked = queries[:, : len(answers)], asked[:, : len(answers)]  # the prompts' own tokens are unused from here
+    queries, asked = queries[:, : len(answers)], asked[:, : len(answers)]  # the prompts' own tokens are not used below
     found = _look_at_cells(transformer.final_attn_token_to_image, queries + asked, cells)
     queries = transformer.norm_final_attn(queries + found)
     weights = [head(queries[:, 1 + k]) for k, head in enumerate(decoder.output_hypernetworks_mlps)]

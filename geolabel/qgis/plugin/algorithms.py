@@ -204,9 +204,7 @@ class CommandAlgorithm(QgsProcessingAlgorithm):
                 on_message=lambda line: _say(feedback, line),
             )
         except Canceled:
-            raise QgsProcessingException(
-                "Canceled. The same command, with the same output, resumes from what is done"
-            ) from None
+            raise QgsProcessingException("Canceled. The same command, with the same output, resumes it") from None
         except ProgramError as error:
             raise QgsProcessingException(str(error)) from error
         if done.code == GAPS:
