@@ -23,6 +23,9 @@ from geolabel.types import Float64Array, Int32Array, Int64Array
 Geometries = NDArray[np.object_]
 """(K,) shapely geometries."""
 
+PAIRS = 1 << 14
+"""Of polygons, whose intersections are in memory at once."""
+
 SMOOTHING_ROUNDS = 4
 """Iterations of `smooth`; each doubles the number of vertices and halves the cut."""
 
@@ -255,6 +258,24 @@ def valid_multipolygons(outlines: Geometries) -> Geometries:
     parts, owner = shapely.get_parts(mended, return_index=True)
     bounds = np.searchsorted(owner, np.arange(len(outlines) + 1))
     return np.array([shapely.MultiPolygon(list(parts[a:b])) for a, b in pairwise(bounds)] + [None], object)[:-1]
+
+
+def shared_areas(one: Geometries, other: Geometries, pairs: tuple[Int64Array, Int64Array]) -> Float64Array:
+    """(N,) areas that pairs of polygons share; intersections are made some at a time, however many pairs there are.
+
+    Parameters
+    ----------
+    one, other : (K,) and (L,)
+        Valid polygons.
+    pairs : (N,) each
+        Indices in `one` and in `other`.
+    """
+    first, second = pairs
+    areas = np.zeros(len(first))
+    for start in range(0, len(first), PAIRS):
+        some = slice(start, start + PAIRS)
+        areas[some] = shapely.area(shapely.intersection(one[first[some]], other[second[some]]))
+    return areas
 
 
 def covered_areas(parts: Geometries, owner: Int64Array, count: int) -> Float64Array:

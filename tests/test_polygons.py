@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from geolabel import polygons
 from geolabel.polygons import multipolygons, outlines, place, simplify, smooth, trace
 from geolabel.spans import Spans
 from geolabel.tiles import Window
@@ -165,3 +166,23 @@ def test_the_transform_is_applied_once_and_shells_run_counterclockwise():
 
 def test_nothing_gives_nothing():
     assert len(outlines(*labelled(np.zeros((3, 3), bool)), Affine.identity(), tolerance=1, reach=1)) == 0
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 100])
+def test_areas_of_many_pairs_are_those_of_each_with_few_intersections_at_once(
+    monkeypatch: pytest.MonkeyPatch, pairs: int
+):
+    squares = np.array([shapely.box(k, 0, k + 4, 3) for k in range(4)])
+    one, other = (indices.ravel() for indices in np.indices((4, 4)))
+    made: list[int] = []
+    whole = shapely.intersection
+
+    def intersection(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+        made.append(len(some))
+        return whole(some, others)
+
+    monkeypatch.setattr(polygons, "PAIRS", pairs)
+    monkeypatch.setattr(shapely, "intersection", intersection)
+    areas = polygons.shared_areas(squares, squares, (one, other))
+    assert areas.tolist() == (3 * (4 - np.abs(one - other))).tolist()
+    assert max(made) == min(pairs, 16)

@@ -23,6 +23,7 @@ from geolabel.io.write.rasters import in_pixels, rasterize
 from geolabel.io.write.vectors import provenance_of
 from geolabel.labels import BACKGROUND, IGNORE, choose_classes
 from geolabel.metrics import Confusion, ObjectScores, Overlaps
+from geolabel.polygons import shared_areas
 from geolabel.scene import span
 from geolabel.spans import Spans, join, total
 from geolabel.tiles import BlockGrid, Window
@@ -372,7 +373,7 @@ def _layers(polygons: AnyArray) -> list[Int64Array]:
     one, other = shapely.STRtree(polygons).query(polygons, predicate="intersects")
     before = one > other
     one, other = one[before], other[before]
-    overlap = shapely.area(shapely.intersection(polygons[one], polygons[other])) > 0
+    overlap = shared_areas(polygons, polygons, (one, other)) > 0
     under: dict[int, list[int]] = {}
     for upper, lower in zip(one[overlap].tolist(), other[overlap].tolist(), strict=True):
         under.setdefault(upper, []).append(lower)
@@ -458,7 +459,7 @@ def _vector_figures(
         tn=math.nan if extent is None else extent.area - all_predicted.area - all_true.area + tp,
     )
     pairs = shapely.STRtree(predicted).query(true, predicate="intersects").T
-    shared = shapely.area(shapely.intersection(true[pairs[:, 0]], predicted[pairs[:, 1]]))
+    shared = shared_areas(true, predicted, (pairs[:, 0], pairs[:, 1]))
     overlaps = Overlaps(
         true_area=shapely.area(true),
         true_covered=covered(true, all_predicted),

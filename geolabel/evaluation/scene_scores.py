@@ -36,6 +36,7 @@ from geolabel.evaluation.steps import OURS, Case, Measurement
 from geolabel.io.read.features import in_crs, layer_info, read_aoi, read_layer
 from geolabel.io.read.label_rasters import grid_of
 from geolabel.metrics import HALF, Boundary, Confusion, WidthCounts, object_widths, ratio
+from geolabel.polygons import shared_areas
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int32Array, Int64Array
 
 WITHOUT, CHIPS = " without ", "chips, "
@@ -278,7 +279,7 @@ def regions(polygons: AnyArray) -> AnyArray:
     pairs = one < other
     one, other = one[pairs], other[pairs]
     # a common edge has a length: around a corner, two polygons share only a few squares of the tolerance
-    common = shapely.area(shapely.intersection(shapely.buffer(parts[one], TOUCHING), parts[other]))
+    common = shared_areas(shapely.buffer(parts, TOUCHING), parts, (one, other))
     edge = common > 4 * TOUCHING**2
     graph = coo_array((np.ones(edge.sum(), bool), (one[edge], other[edge])), shape=(len(parts), len(parts)))
     count, region = connected_components(graph, directed=False)
@@ -342,5 +343,5 @@ def covered(polygons: AnyArray, cover: Any) -> AnyArray:
     """(K,) area of each polygon under a cover, computed per part of the cover."""
     parts = shapely.get_parts(cover)
     index, part = shapely.STRtree(parts).query(polygons, predicate="intersects")
-    shared = shapely.area(shapely.intersection(polygons[index], parts[part]))
+    shared = shared_areas(polygons, parts, (index, part))
     return np.bincount(index, weights=shared, minlength=len(polygons))

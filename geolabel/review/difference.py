@@ -19,6 +19,7 @@ from geolabel.io.write.geopackage import Layer, VectorFile
 from geolabel.io.write.vectors import SUFFIXES, write_vectors
 from geolabel.io.written import plain
 from geolabel.outputs import check_target
+from geolabel.polygons import shared_areas
 from geolabel.review.inventories import Inventory, areas, read_inventory
 from geolabel.types import AnyArray, Float64Array, Int64Array
 
@@ -129,7 +130,7 @@ def paired(before: AnyArray, after: AnyArray, min_iou: float) -> tuple[Int64Arra
     iou : (K,) intersection over union of each pair
     """
     one, other = shapely.STRtree(after).query(before, predicate="intersects")
-    shared = shapely.area(shapely.intersection(before[one], after[other]))
+    shared = shared_areas(before, after, (one, other))
     union = shapely.area(before[one]) + shapely.area(after[other]) - shared
     iou = np.divide(shared, union, out=np.zeros(len(shared)), where=union > 0)
     taken: tuple[set[int], set[int]] = set(), set()

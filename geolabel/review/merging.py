@@ -43,7 +43,7 @@ from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.io.written import plain, read_written
 from geolabel.outputs import check_target
-from geolabel.polygons import valid_multipolygons
+from geolabel.polygons import shared_areas, valid_multipolygons
 from geolabel.review.inventories import CANDIDATES
 from geolabel.review.window_layers import frame_of, masked_ground
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
@@ -279,7 +279,7 @@ class _Joint:
         one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
         apart = self.owner[one] != self.owner[other]
         one, other = one[apart], other[apart]
-        shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
+        shared = shared_areas(shapes, shapes, (one, other))
         return one[shared > 0], other[shared > 0], shared[shared > 0]
 
     def _join(self, shapes: AnyArray, one: Int64Array, other: Int64Array, shared: Float64Array, min_iou: float) -> None:
