@@ -22,8 +22,8 @@ from affine import Affine
 from scipy.special import logit
 
 import geolabel
-from geolabel.adaptation import confidence, decoder, levels
-from geolabel.adaptation import whole as whole_layers
+from geolabel.adaptation import all_layers, confidence, decoder, levels
+from geolabel.adaptation.all_layers import AllLayers
 from geolabel.adaptation.confidence import _moved, _platt
 from geolabel.adaptation.ground import GROUND, LANDSLIDE, UNJUDGED, Ground, Reviewed
 from geolabel.adaptation.head import Head, OctaveMaps
@@ -40,8 +40,7 @@ from geolabel.adaptation.levels import (
     f1,
     tally,
 )
-from geolabel.adaptation.networks import Begun, write_localizer, write_segmenter
-from geolabel.adaptation.whole import Whole
+from geolabel.adaptation.networks import BaseLocalizer, write_localizer, write_segmenter
 from geolabel.cli.main import run
 from geolabel.engine.tasks import Silent
 from geolabel.errors import OptionError, OutputError, VectorError
@@ -350,16 +349,16 @@ def tile(k: int, side: int = 320) -> Cells:
     return Cells(np.zeros_like(cover), cover, np.ones_like(cover), (0, 300 * k, 0), image=image)
 
 
-def whole() -> Whole:
-    found = Whole.of(*load_localizer(BUNDLED), "cpu")
+def trainable() -> AllLayers:
+    found = AllLayers.of(*load_localizer(BUNDLED), "cpu")
     assert found is not None
     return found
 
 
 def test_all_layers_learn_but_for_the_first_and_do_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("STEPS", 6), ("CROPS", 2), ("SIDE", 128), ("RATE", 1e-3)):
-        monkeypatch.setattr(whole_layers, name, value)
-    first, shown = whole(), [tile(0), tile(1)]
+        monkeypatch.setattr(all_layers, name, value)
+    first, shown = trainable(), [tile(0), tile(1)]
     before = first.tensors()
     found, again = (first.fitted(shown, 2.0, seed=3) for _ in range(2))
     moved = {name for name, tensor in found.tensors().items() if not torch.equal(tensor, before[name])}
@@ -379,28 +378,28 @@ def test_all_layers_learn_but_for_the_first_and_do_so_again(monkeypatch: pytest.
 
 def test_all_layers_are_written_for_both_engines(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("STEPS", 2), ("CROPS", 1), ("SIDE", 64), ("RATE", 1e-2)):
-        monkeypatch.setattr(whole_layers, name, value)
+        monkeypatch.setattr(all_layers, name, value)
     plan = prepare(place / "scene.tif", geolabel.Reading(), geolabel.Networks(device="cpu"), geolabel.Parameters())
-    begun = Begun.of(plan, "all")
-    assert begun.whole is not None
-    assert set(begun.fits(0, "all")) == {"all"}
-    assert set(begun.fits(0, "head")) == {"head"}
-    fitted = begun.whole.fitted([tile(0, 64 + 128)], 2.0, seed=0)
-    choice: Choice[Any] = Choice("all", {"none": 0.1, "all": 0.5}, begun.point.at((3, 2)), fitted)
-    written = write_localizer(tmp_path, begun, choice, {"level": "all"})
+    base = BaseLocalizer.of(plan, "all")
+    assert base.all_layers is not None
+    assert set(base.fits(0, "all")) == {"all"}
+    assert set(base.fits(0, "head")) == {"head"}
+    fitted = base.all_layers.fitted([tile(0, 64 + 128)], 2.0, seed=0)
+    choice: Choice[Any] = Choice("all", {"none": 0.1, "all": 0.5}, base.point.at((3, 2)), fitted)
+    written = write_localizer(tmp_path, base, choice, {"level": "all"})
     network, info = load_localizer(written)
-    assert info.constant == pytest.approx(begun.info.constant * CUTS[3])
+    assert info.constant == pytest.approx(base.info.constant * CUTS[3])
     pixels = np.random.default_rng(0).normal(0, 1, (1, 3, 64, 64)).astype(np.float32)
-    maps = [one(pixels) for one in (TorchMaps(network), OnnxMaps(written), TorchMaps(begun.whole.network))]
+    maps = [one(pixels) for one in (TorchMaps(network), OnnxMaps(written), TorchMaps(base.all_layers.network))]
     assert np.allclose(maps[0], maps[1], atol=1e-3)
     assert np.abs(maps[0] - maps[2]).max() > 0.05
 
 
 def test_crops_keep_what_was_said_beside_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_layers, "COLOUR", 0.0)
+    monkeypatch.setattr(all_layers, "COLOUR", 0.0)
     small = tile(2, 200)
     shown = [replace(tile(k), judged=(tile(k).cover > 0).astype(np.float32)) for k in range(2)] + [small]
-    crops = whole_layers._Crops.of(shown, np.random.default_rng(0))
+    crops = all_layers._Crops.of(shown, np.random.default_rng(0))
     seen = [crop for _ in range(6) for crop in crops.some()]
     for pixels, cover, judged in seen:
         assert pixels.shape == (256, 256, 3)
@@ -500,8 +499,8 @@ def test_review_and_adaptation_find_more(
 ) -> None:
     monkeypatch.setattr(decoder, "STEPS", 2)
     monkeypatch.setattr(decoder, "gains", lambda *_: True)
-    begun = geolabel.Networks.from_folder(place / "off", device="cpu")
-    before = mapped(place, tmp_path / "first.gpkg", begun)
+    base = geolabel.Networks.from_folder(place / "off", device="cpu")
+    before = mapped(place, tmp_path / "first.gpkg", base)
     truth = gpd.read_file(place / "scene_truth.gpkg", layer="landslides")
     table = gpd.read_file(tmp_path / "first.gpkg", layer="landslides")
     table["status"] = ["accepted" if truth.intersects(outline).any() else "rejected" for outline in table.geometry]
@@ -534,7 +533,7 @@ def test_review_and_adaptation_find_more(
     assert after > before + 0.05
     with pytest.raises(OutputError, match="overwrite"):
         geolabel.adapt(place / "scene.tif", tmp_path / "first.gpkg", out=out)
-    given: Any = {"level": "threshold", "networks": begun, "overwrite": True}
+    given: Any = {"level": "threshold", "networks": base, "overwrite": True}
     caplog.set_level("WARNING", "geolabel")  # -q left it higher
     found = geolabel.adapt(place / "scene.tif", tmp_path / "first.gpkg", out=out, **given)
     assert f"valley: the networks there are replaced; by cross-validation, {found.said}" in caplog.text
@@ -766,11 +765,11 @@ def test_a_network_that_stays_is_copied_unless_it_is_the_bundled_one(place: Path
     for networks, folder in zip(given, (tmp_path / "a", tmp_path / "b"), strict=True):
         plan = prepare(place / "scene.tif", geolabel.Reading(), networks, geolabel.Parameters())
         folder.mkdir()
-        write_localizer(folder, Begun.of(plan, "threshold"), choice, {})
+        write_localizer(folder, BaseLocalizer.of(plan, "threshold"), choice, {})
         write_segmenter(folder, plan.segmenter, None, {})
     assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == ["localizer.safetensors"]
-    begun = (place / "off" / "localizer.safetensors").read_bytes()
-    assert (tmp_path / "b" / "localizer.safetensors").read_bytes() == begun
+    base = (place / "off" / "localizer.safetensors").read_bytes()
+    assert (tmp_path / "b" / "localizer.safetensors").read_bytes() == base
 
 
 @pytest.mark.qgis

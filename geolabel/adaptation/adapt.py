@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from geolabel.adaptation.confidence import fit_again
 from geolabel.adaptation.levels import Blocks, Cells, Choice, Level, choose
-from geolabel.adaptation.networks import Begun, Layers, write_localizer, write_segmenter
+from geolabel.adaptation.networks import BaseLocalizer, Layers, write_localizer, write_segmenter
 from geolabel.adaptation.region import ONE_PLACE, Region
 from geolabel.engine.tasks import Progress, Silent
 from geolabel.errors import VectorError
@@ -151,9 +151,9 @@ def adapt(
         scene, reviewed, out, reading, networks, accept_unreviewed=accept_unreviewed, overwrite=overwrite
     )
     plans, grounds = region.plans, region.grounds
-    begun, segmenter = Begun.of(plans[0], level), plans[0].segmenter
-    adaptation, choice, cells = _choose(begun, region, level, seed, progress)
-    redrawn = _redrawn(begun, choice, cells, region, seed, progress)
+    base, segmenter = BaseLocalizer.of(plans[0], level), plans[0].segmenter
+    adaptation, choice, cells = _choose(base, region, level, seed, progress)
+    redrawn = _redrawn(base, choice, cells, region, seed, progress)
     if redrawn is not None:
         masks = round(redrawn.before, 4), round(redrawn.after, 4)
         adaptation = replace(adaptation, masks=masks, decoder=redrawn.decoder is not None)
@@ -167,34 +167,34 @@ def adapt(
         log.warning("%s: the networks there are replaced; by cross-validation, %s", out, adaptation.said)
     with replacing_folder(Path(out), overwrite=overwrite) as folder:
         written = {
-            "localizer": write_localizer(folder, begun, choice, made),
+            "localizer": write_localizer(folder, base, choice, made),
             "sam_checkpoint": write_segmenter(folder, segmenter, redrawn, made),
         }
-        if begun.confidence is not None:
+        if base.confidence is not None:
             given: dict[str, Any] = {name: str(path) for name, path in written.items() if path is not None}
             recipes = decide(replace(region.networks, **given, sam=None, confidence_model=None), Parameters())[1]
-            fitted = fit_again(begun.confidence, recipes, plans, grounds, progress)
+            fitted = fit_again(base.confidence, recipes, plans, grounds, progress)
             save_confidence(folder / FOLDER_FILES["confidence_model"], fitted, overwrite=False)
     return replace(adaptation, folder=Path(out))
 
 
 def _choose(
-    begun: Begun, region: Region, level: Level | None, seed: int, progress: Progress
+    base: BaseLocalizer, region: Region, level: Level | None, seed: int, progress: Progress
 ) -> tuple[Adaptation, Choice[Layers], list[Cells]]:
     """Choose a level on the reviewed ground; returns its tiles too; raises as `adapt`."""
     if (lacking := region.lacks) is not None:
         raise VectorError(f"{region.named}: {lacking}")
     tiles = region.tiles()
     cells = [
-        begun.cells(*region.pixels(*where), region.place(*where, begun.info.stride))
+        base.cells(*region.pixels(*where), region.place(*where, base.info.stride))
         for where in progress.track(tiles, "map", len(tiles))
     ]
     blocks = Blocks.of(cells)
     if blocks is None:
         raise VectorError(f"{region.named}: {ONE_PLACE}")
     # Layers fitted to polygons alone unlearn ground that nobody examined, and no block shows it.
-    fits = begun.fits(seed, level) if region.count("areas") or level is not None else {}
-    choice = choose(cells, blocks, begun.point, begun.window, fits, level=level, progress=progress)
+    fits = base.fits(seed, level) if region.count("areas") or level is not None else {}
+    choice = choose(cells, blocks, base.point, base.window, fits, level=level, progress=progress)
     adaptation = Adaptation(
         choice.level,
         {name: round(score, 4) for name, score in choice.scores.items()},
@@ -203,15 +203,15 @@ def _choose(
         areas=region.count("areas"),
         tiles=len(tiles),
         blocks=blocks.shown,
-        cut=(1.0, round(choice.point.cut / begun.point.cut, 4)),
-        gate=(round(begun.point.gate / begun.point.cut, 4), round(choice.point.gate / begun.point.cut, 4)),
+        cut=(1.0, round(choice.point.cut / base.point.cut, 4)),
+        gate=(round(base.point.gate / base.point.cut, 4), round(choice.point.gate / base.point.cut, 4)),
         drawn=region.count("drawn"),
     )
     return adaptation, choice, cells
 
 
 def _redrawn(
-    begun: Begun,
+    base: BaseLocalizer,
     choice: Choice[Layers],
     cells: Sequence[Cells],
     region: Region,
@@ -223,13 +223,13 @@ def _redrawn(
         return None
     from geolabel.adaptation.decoder import fit_decoder, regions
 
-    stride = begun.info.stride
+    stride = base.info.stride
     found: list[list[Prompts]] = [[] for _ in region.plans]
     for one in cells:
         if (one.cover * one.judged).any():
             raw = one.raw if choice.layers is None else choice.layers.map(one)
             number, *first = one.place
-            found[number].append(regions(raw, choice.point, begun.window, stride, (first[0], first[1])))
+            found[number].append(regions(raw, choice.point, base.window, stride, (first[0], first[1])))
     prompts = [Prompts.concatenate(parts) for parts in found]
     return fit_decoder(region.plans[0].segmenter, region.plans, region.grounds, prompts, seed, progress)
 

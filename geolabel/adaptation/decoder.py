@@ -342,21 +342,21 @@ def fitted(decoder: MaskDecoder, lessons: Lessons, seed: int) -> MaskDecoder:
     decoder = copy.deepcopy(decoder).requires_grad_(requires_grad=False)
     last = decoder.output_upscaling, decoder.output_hypernetworks_mlps, decoder.iou_prediction_head
     weights = [weight for module in last for weight in module.requires_grad_(requires_grad=True).parameters()]
-    begun = [weight.detach().clone() for weight in weights]
+    initial = [weight.detach().clone() for weight in weights]
     optimiser = torch.optim.Adam(weights, RATE)
     random = np.random.default_rng(seed)
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = RATE * (1 + np.cos(np.pi * step / STEPS)) / 2 + 1e-7
         some = lessons.only(random.permutation(len(lessons))[:OUTLINES])
         terms = mask_losses(*answers(decoder, some), some.covers.float())
-        distances = [(new - old).square().sum() for new, old in zip(weights, begun, strict=True)]
+        distances = [(new - old).square().sum() for new, old in zip(weights, initial, strict=True)]
         loss = torch.stack(list(terms.values())).sum() + PULL * torch.stack(distances).sum()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
     with torch.no_grad():
-        for weight, old in zip(weights, begun, strict=True):
+        for weight, old in zip(weights, initial, strict=True):
             weight.copy_(SHARE * weight + (1 - SHARE) * old)
     return decoder.requires_grad_(requires_grad=False)
 

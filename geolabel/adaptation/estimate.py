@@ -13,7 +13,7 @@ import shapely
 from geolabel.adaptation.confidence import plan_around
 from geolabel.adaptation.ground import GROUND, LANDSLIDE
 from geolabel.adaptation.levels import FOLDS, Blocks, Cells, Level, tally
-from geolabel.adaptation.networks import Begun, said_of_cells
+from geolabel.adaptation.networks import BaseLocalizer, said_of_cells
 from geolabel.adaptation.region import ONE_PLACE, Region
 from geolabel.extraction.estimate import EVERYWHERE, estimate_plan, warm_seconds
 from geolabel.extraction.request import Networks, Reading
@@ -69,11 +69,11 @@ def estimate_adaptation(
     >>> geolabel.estimate_adaptation("scene.tif", "slides.gpkg")["levels"]  # doctest: +SKIP
     """
     region = Region.read(scene, reviewed, None, reading, networks, accept_unreviewed=accept_unreviewed, overwrite=False)
-    begun = Begun.of(region.plans[0], level)
+    base = BaseLocalizer.of(region.plans[0], level)
     tiles = region.tiles()
-    said, pixels = _said(region, tiles, begun.info.stride)
+    said, pixels = _said(region, tiles, base.info.stride)
     blocks = Blocks.of(said) if said else None
-    levels = _levels(begun, region, blocks, level)
+    levels = _levels(base, region, blocks, level)
     names = {"landslides": "landslides", "drawn": "drawn", "rejected": "rejected", "unreviewed": "waiting"}
     names |= {"areas": "areas"}
     figures: dict[str, Any] = {
@@ -86,11 +86,11 @@ def estimate_adaptation(
         "other_ground_km2": round(pixels[GROUND], 6),
         "tiles": len(tiles),
         "blocks": 0 if blocks is None else blocks.shown,
-        "device": begun.recipe.device,
+        "device": base.recipe.device,
         "levels": levels,
     }
     possible = [name for name, why in levels.items() if why is None]
-    return figures | (_seconds(begun, region, tiles, said, possible) if possible else {NOTHING: 0.0, SOMETHING: 0.0})
+    return figures | (_seconds(base, region, tiles, said, possible) if possible else {NOTHING: 0.0, SOMETHING: 0.0})
 
 
 def _said(region: Region, tiles: Sequence[tuple[int, int]], stride: int) -> tuple[list[Cells], dict[int, float]]:
@@ -104,7 +104,7 @@ def _said(region: Region, tiles: Sequence[tuple[int, int]], stride: int) -> tupl
     return said, ground
 
 
-def _levels(begun: Begun, region: Region, blocks: Blocks | None, level: Level | None) -> dict[str, str | None]:
+def _levels(base: BaseLocalizer, region: Region, blocks: Blocks | None, level: Level | None) -> dict[str, str | None]:
     """Why each level is not tried; None for one that is."""
     lacks = region.lacks or (ONE_PLACE if blocks is None else None)
     other = None if level is None else f"--level {level} is asked for"
@@ -113,14 +113,14 @@ def _levels(begun: Begun, region: Region, blocks: Blocks | None, level: Level | 
     unseen = "no area was reviewed completely; --level {} tries it anyway"
     if level not in (None, "head"):
         found["head"] = other
-    elif begun.head is None:
+    elif base.head is None:
         found["head"] = two_octaves
     else:
         found["head"] = None if level or region.count("areas") else unseen.format("head")
     if level not in (None, "all"):
         found["all"] = other
-    elif begun.whole is None:
-        slow = begun.recipe.device == "cpu" and begun.head is not None
+    elif base.all_layers is None:
+        slow = base.recipe.device == "cpu" and base.head is not None
         found["all"] = "it takes minutes on a CPU; --level all tries it" if slow else two_octaves
     else:
         found["all"] = None if level or region.count("areas") else unseen.format("all")
@@ -132,24 +132,28 @@ def _levels(begun: Begun, region: Region, blocks: Blocks | None, level: Level | 
 
 
 def _seconds(
-    begun: Begun, region: Region, tiles: Sequence[tuple[int, int]], said: Sequence[Cells], possible: Sequence[str]
+    base: BaseLocalizer,
+    region: Region,
+    tiles: Sequence[tuple[int, int]],
+    said: Sequence[Cells],
+    possible: Sequence[str],
 ) -> dict[str, float]:
     """Seconds of everything, from one tile with landslides."""
     shown = next(k for k, cells in enumerate(said) if (cells.cover * cells.judged).any())
     rgb, truth = region.pixels(*tiles[shown])
-    place = region.place(*tiles[shown], begun.info.stride)
-    map_s = warm_seconds(lambda: begun.cells(rgb, truth, place))
-    cells = begun.cells(rgb, truth, place)
+    place = region.place(*tiles[shown], base.info.stride)
+    map_s = warm_seconds(lambda: base.cells(rgb, truth, place))
+    cells = base.cells(rgb, truth, place)
     numbers = np.zeros(cells.raw.shape, np.int64)
-    tally_s = warm_seconds(lambda: tally(cells.raw, cells, numbers, 1, begun.point, begun.window))
+    tally_s = warm_seconds(lambda: tally(cells.raw, cells, numbers, 1, base.point, base.window))
     layers = [name for name in ("head", "all") if name in possible]
     total = len(tiles) * (map_s + (1 + len(layers)) * tally_s)
-    if "head" in layers and begun.head is not None:
+    if "head" in layers and base.head is not None:
         start = time.perf_counter()
-        begun.head.fitted([cells], begun.point.cut, 0)
+        base.head.fitted([cells], base.point.cut, 0)
         total += FITS * (time.perf_counter() - start)
     if "all" in layers:
-        from geolabel.adaptation.whole import CROPS, SIDE, STEPS
+        from geolabel.adaptation.all_layers import CROPS, SIDE, STEPS
 
         step = STEP * map_s * CROPS * SIDE**2 / (rgb.shape[0] * rgb.shape[1])
         total += FITS * STEPS * step + len(tiles) * map_s
@@ -158,7 +162,7 @@ def _seconds(
 
         total += seconds_to_fit(region.plans[0].segmenter, region.plans, region.grounds, FITS)
     after = 0.0
-    if begun.confidence is not None:
+    if base.confidence is not None:
         for plan, ground in zip(region.plans, region.grounds, strict=True):
             if not shapely.is_empty(ground.judged):
                 around = plan_around(plan, ground.judged, (plan.localizer, plan.segmenter))

@@ -83,8 +83,8 @@ class Head:
             Raw value that landslides should exceed.
         """
         features, cover = _judged(cells)
-        begun = (self.mix, self.shift, self.theta)
-        weights = [tensor.clone().requires_grad_() for tensor in begun]
+        initial = (self.mix, self.shift, self.theta)
+        weights = [tensor.clone().requires_grad_() for tensor in initial]
         optimiser = torch.optim.Adam(weights, RATE)
         random = torch.Generator().manual_seed(seed)
         for step in range(STEPS):
@@ -93,12 +93,12 @@ class Head:
             logits, true = Head(*weights)(features[some].float()) - cut, cover[some]
             loss = functional.binary_cross_entropy_with_logits(logits, true, pos_weight=torch.tensor(POSITIVE))
             loss = loss + 0.5 * dice_loss(logits[None], true[None]).mean()
-            distances = [(new - old).square().sum() for new, old in zip(weights, begun, strict=True)]
+            distances = [(new - old).square().sum() for new, old in zip(weights, initial, strict=True)]
             loss = loss + PULL * torch.stack(distances).sum()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
             optimiser.step()
-        return Head(*((1 - SHARE) * old + SHARE * new.detach() for old, new in zip(begun, weights, strict=True)))
+        return Head(*((1 - SHARE) * old + SHARE * new.detach() for old, new in zip(initial, weights, strict=True)))
 
 
 def _judged(cells: Sequence[Cells]) -> tuple[Tensor, Tensor]:

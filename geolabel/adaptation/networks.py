@@ -34,9 +34,9 @@ from geolabel.types import UInt8Array
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from geolabel.adaptation.all_layers import AllLayers
     from geolabel.adaptation.decoder import Redrawn
     from geolabel.adaptation.head import Head
-    from geolabel.adaptation.whole import Whole
 
 GREY_CUT = 120 / 255
 """Activation at the cut, see `geolabel.models.checkpoint.NetworkInfo.constant`."""
@@ -51,7 +51,7 @@ class Layers(Mapper, Protocol):
 
 
 @dataclass(frozen=True)
-class Begun:
+class BaseLocalizer:
     """The localizer to start from."""
 
     recipe: LocalizerRecipe
@@ -64,11 +64,11 @@ class Begun:
     """Returns raw maps, or features if layers are fitted."""
     head: Head | None
     """None if no layers are fitted."""
-    whole: Whole | None
+    all_layers: AllLayers | None
     """None if those of the trunk are not fitted."""
 
     @classmethod
-    def of(cls, plan: Plan, level: Level | None) -> Begun:
+    def of(cls, plan: Plan, level: Level | None) -> BaseLocalizer:
         """The localizer of a plan; raises as `adapt`."""
         recipe = plan.localizer
         path = loading.file_of(recipe)
@@ -79,32 +79,32 @@ class Begun:
                 f"{len(info.classes)}: give another"
             )
         assert info.constant is not None, "a localizer without a constant was refused before"
-        network, head, whole = cls._network(recipe, path, info, level)
+        network, head, all_layers = cls._network(recipe, path, info, level)
         point = OperatingPoint(info.constant * GREY_CUT, -float(network.bias[0]), info.sharpness)
         return cls(
-            recipe, confidence_before(plan), path, info, point, CamLocalizer(network, info, batch=1), head, whole
+            recipe, confidence_before(plan), path, info, point, CamLocalizer(network, info, batch=1), head, all_layers
         )
 
     @staticmethod
     def _network(
         recipe: LocalizerRecipe, path: Path, info: NetworkInfo, level: Level | None
-    ) -> tuple[MapNetwork, Head | None, Whole | None]:
+    ) -> tuple[MapNetwork, Head | None, AllLayers | None]:
         if level != "threshold":
+            from geolabel.adaptation.all_layers import AllLayers
             from geolabel.adaptation.head import Head, OctaveMaps
-            from geolabel.adaptation.whole import Whole
             from geolabel.models.nets.localizer import PyramidLocalizer
 
             network, _ = load_localizer(path)
             head = Head.of(network)
             wanted = level == "all" or (level is None and recipe.device != "cpu")
-            whole = Whole.of(network, info, recipe.device) if head is not None and wanted else None
-            if level == "all" and whole is None:
+            all_layers = AllLayers.of(network, info, recipe.device) if head is not None and wanted else None
+            if level == "all" and all_layers is None:
                 raise OptionError(
                     f"--level all: {recipe.source} is not a localizer of two octaves on EfficientNet-Lite, whose "
                     "layers can be fitted: take --level threshold"
                 )
             if head is not None and isinstance(network, PyramidLocalizer):
-                return OctaveMaps(network, device=recipe.device), head, whole
+                return OctaveMaps(network, device=recipe.device), head, all_layers
             if level == "head":
                 raise OptionError(
                     f"--level head: {recipe.source} is not a localizer of two octaves, whose last layers can be "
@@ -119,7 +119,7 @@ class Begun:
 
     def fits(self, seed: int, level: Level | None) -> dict[Level, Fit[Layers]]:
         """Fits the layers of each level to try; ``head`` is left out if another level is asked for."""
-        layers: dict[Level, Head | Whole | None] = {"head": self.head, "all": self.whole}
+        layers: dict[Level, Head | AllLayers | None] = {"head": self.head, "all": self.all_layers}
         return {
             name: partial(one.fitted, cut=self.point.cut, seed=seed)
             for name, one in layers.items()
@@ -132,7 +132,7 @@ class Begun:
         if self.head is None:
             return replace(said, raw=maps[0])
         features = np.moveaxis(maps, 0, 2).astype(np.float16)
-        found = replace(said, features=features, image=None if self.whole is None else rgb)
+        found = replace(said, features=features, image=None if self.all_layers is None else rgb)
         return replace(found, raw=self.head.map(found))
 
 
@@ -155,7 +155,7 @@ def confidence_before(plan: Plan) -> FittedConfidence | None:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def write_localizer(folder: Path, begun: Begun, choice: Choice[Layers], made: dict[str, Any]) -> Path | None:
+def write_localizer(folder: Path, base: BaseLocalizer, choice: Choice[Layers], made: dict[str, Any]) -> Path | None:
     """Write the localizer as adapted, and its graph; see `_kept` for one that is not changed.
 
     Parameters
@@ -167,18 +167,18 @@ def write_localizer(folder: Path, begun: Begun, choice: Choice[Layers], made: di
 
     target = folder / FOLDER_FILES["localizer"]
     if choice.level is None:
-        return _kept(begun.recipe, target)
-    state, info = load_checkpoint(begun.path)
+        return _kept(base.recipe, target)
+    state, info = load_checkpoint(base.path)
     state |= {} if choice.layers is None else choice.layers.tensors()
     state["bias"] = torch.full_like(state["bias"], -choice.point.gate)
     info = replace(
         info,
         constant=choice.point.cut / GREY_CUT,
-        floor=localizer_defaults(begun.recipe.source).activation_floor,
-        trained=info.trained | {loading.ADAPTED: made | {"from": begun.recipe.sha256}},
+        floor=localizer_defaults(base.recipe.source).activation_floor,
+        trained=info.trained | {loading.ADAPTED: made | {"from": base.recipe.sha256}},
     )
     save_checkpoint(target, state, info)
-    _copy_graphs(begun.path, target, "localizer")
+    _copy_graphs(base.path, target, "localizer")
     return target
 
 

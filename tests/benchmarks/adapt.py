@@ -61,7 +61,7 @@ from geolabel.adaptation.levels import (
     region_peaks,
     tally,
 )
-from geolabel.adaptation.networks import Begun, Layers
+from geolabel.adaptation.networks import BaseLocalizer, Layers
 from geolabel.adaptation.region import MINIMUM
 from geolabel.engine.worker import use_threads
 from geolabel.errors import VectorError
@@ -111,11 +111,11 @@ class Bench:
 
     @property
     @cache  # noqa: B019  # one for the whole script
-    def begun(self) -> Begun:
+    def base(self) -> BaseLocalizer:
         """The localizer."""
         image = self.images(SETS["hokkaido"].pool)[0]
         with tempfile.TemporaryDirectory() as folder:
-            return Begun.of(self.plan(Path(folder) / "scene.tif", self.example(image), 3.0), self.level)
+            return BaseLocalizer.of(self.plan(Path(folder) / "scene.tif", self.example(image), 3.0), self.level)
 
     def plan(self, path: Path, example: Example, gsd: float) -> Plan:
         """A chip as a scene."""
@@ -146,7 +146,7 @@ class Bench:
         """Counts of test chips with the network as it is; kept where all draws have the same."""
         path = self.out / f"{one.name}.npy"
         if one.pool == one.test or not path.is_file():
-            found = counts((self.cells(image, one.gsd, 0) for image in tested), self.begun)
+            found = counts((self.cells(image, one.gsd, 0) for image in tested), self.base)
             if one.pool == one.test:
                 return found
             with saving(path) as part, part.open("wb") as file:
@@ -170,7 +170,7 @@ class Bench:
             bands, valid = plan.reader.read(plan.grid.window, plan.grid)
             truth = onto_larger(example.truth, valid.shape)
             painted = np.where(valid, np.where(truth, LANDSLIDE, GROUND), 0).astype(np.uint8)
-            return self.begun.cells(plan.stretch.apply(bands, valid), painted, (0, 0, 0))
+            return self.base.cells(plan.stretch.apply(bands, valid), painted, (0, 0, 0))
 
 
 def onto_larger(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -193,20 +193,20 @@ def drawn(bench: Bench, one: Set, size: int, draw: int) -> tuple[list[Path], lis
     return chosen, tested[:: max(1, -(-len(tested) // (bench.tests or len(tested))))]
 
 
-def counts(cells: Iterable[Cells], begun: Begun) -> np.ndarray:
+def counts(cells: Iterable[Cells], base: BaseLocalizer) -> np.ndarray:
     """(cuts, gates, 3) of the maps of all cells, with the network as it is."""
     total = np.zeros((len(CUTS), len(GATES) + 1, 3))
     for one in cells:
-        total += tally(one.raw, one, np.zeros(one.raw.shape, np.int64), 1, begun.point, begun.window)[0]
+        total += tally(one.raw, one, np.zeros(one.raw.shape, np.int64), 1, base.point, base.window)[0]
     return total
 
 
-def scored(cells: Iterable[Cells], begun: Begun, pick: Choice[Layers]) -> float:
+def scored(cells: Iterable[Cells], base: BaseLocalizer, pick: Choice[Layers]) -> float:
     """F1 of all cells with what was chosen."""
     sums = np.zeros(3)
     for one in cells:
         raw = one.raw if pick.layers is None else pick.layers.map(one)
-        logits = window_logits(raw[None], begun.window, begun.point.sharpness)[0]
+        logits = window_logits(raw[None], base.window, base.point.sharpness)[0]
         taken = region_peaks(raw, logits, pick.point.cut).reshape(raw.shape) >= pick.point.gate
         slides = one.cover * one.judged
         sums += [slides[taken].sum(), one.judged[taken].sum(), slides.sum()]
@@ -215,23 +215,23 @@ def scored(cells: Iterable[Cells], begun: Begun, pick: Choice[Layers]) -> float:
 
 def measure(bench: Bench, one: Set, size: int, draw: int, polygons: int) -> dict[str, Any]:
     """Figures of one draw."""
-    begun = bench.begun
+    base = bench.base
     chosen, tested = drawn(bench, one, size, draw)
     shown = [bench.cells(image, one.gsd, k) for k, image in enumerate(chosen)]
-    fits = begun.fits(draw, None)
+    fits = base.fits(draw, None)
     blocks = Blocks.of(shown)
     picks: dict[str, Choice[Layers]] = {}
     for name in LEVELS:
         if blocks is not None and name in ("threshold", *fits):
             tried = {name: fits[name]} if name in fits else {}
-            picks[name] = choose(shown, blocks, begun.point, begun.window, tried, level=name)
+            picks[name] = choose(shown, blocks, base.point, base.window, tried, level=name)
     others = partial(map, lambda image: bench.cells(image, one.gsd, 0), tested)
     own = bench.own(one, tested)
     found: dict[str, Any] = {"zero-shot": float(f1(own[OWN])), "best": float(f1(own).max())}
     for name in ("threshold", *fits):
         pick = picks.get(name)
         gains = pick is not None and pick.level is not None
-        found[name] = scored(others(), begun, pick) if pick is not None and gains else found["zero-shot"]
+        found[name] = scored(others(), base, pick) if pick is not None and gains else found["zero-shot"]
     found["validated"] = {name: score for pick in picks.values() for name, score in pick.scores.items()}
     level = level_of(found["validated"]) if picks else None
     found["landslides"] = sum(int(bench.example(image).ids.max()) for image in chosen)

@@ -41,7 +41,7 @@ unlearn ground that nobody reviewed."""
 
 
 @dataclass(frozen=True)
-class Whole:
+class AllLayers:
     """A localizer on EfficientNet-Lite, all of whose later layers can be fitted."""
 
     network: PyramidLocalizer
@@ -49,7 +49,7 @@ class Whole:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, network: nn.Module, info: NetworkInfo, device: str) -> Whole | None:
+    def of(cls, network: nn.Module, info: NetworkInfo, device: str) -> AllLayers | None:
         """The layers of a network; None if it has another trunk."""
         if not isinstance(network, PyramidLocalizer) or not isinstance(network.trunk, LiteTrunk):
             return None
@@ -66,7 +66,7 @@ class Whole:
         """Tensors by their names in the network."""
         return {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
 
-    def fitted(self, cells: Sequence[Cells], cut: float, seed: int) -> Whole:
+    def fitted(self, cells: Sequence[Cells], cut: float, seed: int) -> AllLayers:
         """The mean of this network and of one fitted to judged cells.
 
         Parameters
@@ -78,7 +78,7 @@ class Whole:
         network = network.to(memory_format=torch.channels_last).train()
         network.smooth.eval()  # a few crops would spoil the statistics of its normalisation
         weights = _unfrozen(network)
-        begun = [weight.detach().clone() for weight in weights]
+        initial = [weight.detach().clone() for weight in weights]
         optimiser = torch.optim.Adam(weights, RATE)
         crops = _Crops.of(cells, np.random.default_rng(seed))
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.info.mean, self.info.std))
@@ -96,9 +96,9 @@ class Whole:
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
         with torch.no_grad():
-            for weight, old in zip(weights, begun, strict=True):
+            for weight, old in zip(weights, initial, strict=True):
                 weight.copy_(SHARE * weight + (1 - SHARE) * old)
-        return Whole(network.eval().requires_grad_(False), self.info, self.device)
+        return AllLayers(network.eval().requires_grad_(False), self.info, self.device)
 
 
 def _unfrozen(network: PyramidLocalizer) -> list[nn.Parameter]:
