@@ -188,6 +188,12 @@ def test_a_provenance_of_anyone_is_taken_for_what_it_is(tmp_path: Path, made: di
     assert shapely.geometry.shape(item["geometry"]).area > 0  # the box around the polygons
 
 
+@pytest.mark.parametrize("made", [{"scene": 1}, {"scene": ["x"], "scenes": 3}, {"scenes": [1, None, "x"]}])
+def test_scenes_that_are_none_have_no_date(tmp_path: Path, made: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="give --date"):
+        geolabel.stac_item(write(tmp_path / "slides.gpkg", made), out=tmp_path / "a.json")
+
+
 def test_a_footprint_is_cut_at_the_antimeridian() -> None:
     crs = pyproj.CRS(32601)
     x, y = pyproj.Transformer.from_crs(4326, crs, always_xy=True).transform(180.0, -17.0)

@@ -141,12 +141,16 @@ def _dates(made: Mapping[str, Any], inventory: Inventory) -> list[str]:
     named = [
         scene.get("event_date")
         for part in parts_of(made)
-        for scene in (part.get("scene"), *part.get("scenes", ()))
-        if scene
+        for scene in (part.get("scene"), *_list(part.get("scenes")))
+        if isinstance(scene, dict)
     ]
     if "event_date" in inventory.polygons:
         named += [plain(value) for value in inventory.polygons["event_date"]]
     return sorted({str(one)[:10] for one in named if one})
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _times(dates: Sequence[str]) -> dict[str, Any]:
