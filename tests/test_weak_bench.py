@@ -136,7 +136,7 @@ def test_strange_packs_are_refused(tmp_path: Path):
 
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("../outside.txt", "x")
-    with pytest.raises(OptionError, match="no pack of chips"):
+    with pytest.raises(OptionError, match="is not a pack of chips"):
         unpack_chips(tmp_path / "bad.zip", tmp_path / "out")
     (tmp_path / "text.zip").write_text("x")
     with pytest.raises(OptionError, match="cannot be read as a pack"):
