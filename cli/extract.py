@@ -163,7 +163,7 @@ def take_evidence(given: dict[str, Any]) -> dict[str, Any]:
     type=VECTORS,
     metavar="FILE",
     help="A reviewed output of extract: accepted, edited and added polygons are kept unchanged; rejected and "
-    "deleted ones are removed. It may be the output itself, with --overwrite.",
+    "deleted ones do not come back. It may be the output itself, with --overwrite.",
 )
 @options.asset
 @options.scene_options

@@ -205,10 +205,10 @@ class _Taps(NamedTuple):
     # Interpolation taps for the pixels of one axis of a part.
     cells: slice
     before: Int64Array
-    """Index of the last cell whose centre is not after the pixel's."""
+    """Index, within `cells`, of the last cell whose centre is not after the pixel's."""
     after: Int64Array
     share: AnyArray
-    """Weight of that cell, in units of 1 / (2 * stride)."""
+    """Weight of the cell `before`, in units of 1 / (2 * stride)."""
     rest: AnyArray
 
 

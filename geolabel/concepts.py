@@ -1,6 +1,6 @@
 """Classes in words, for networks that read text: synonyms, template, number of samples.
 
-Source: Li et al. (2024), "DiffuPrompter", sections 2.2.1 and 2.2.2. The paper leaves two things open:
+Source: Li et al. (2024), "DiffuPrompter", sections 2.2.1 and 2.2.2. What the paper leaves open is decided as follows:
 
 * A class may have synonyms, whose maps are averaged: "landslide" is rare in the training texts of such networks.
 * The time step is an absolute one of the network's noise schedule, 40 of 1000. The noise is then a fifth of the size

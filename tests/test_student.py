@@ -266,10 +266,10 @@ def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch
 
 def test_students_with_weights_of_their_own_take_no_others(tmp_path: Path):
     for model in ("resunet", "bundled", "imagenet"):
-        with pytest.raises(OptionError, match=f"the model {model} has other first weights"):
+        with pytest.raises(OptionError, match=f"the model {model} starts from other weights"):
             train(Painted(), tmp_path, StudentRequest(model, init_weights="imagenet"), networks=CPU)
     both = StudentRequest("unet", init_weights="imagenet", init=("overall", "other.safetensors"))
-    with pytest.raises(OptionError, match="--init overall has other first weights"):
+    with pytest.raises(OptionError, match="--init overall starts from other weights"):
         train(Painted(), tmp_path, both, networks=CPU)
 
 

@@ -109,7 +109,7 @@ def _levels(base: BaseLocalizer, region: Region, blocks: Blocks | None, level: L
     lacks = region.lacks or (ONE_PLACE if blocks is None else None)
     other = None if level is None else f"--level {level} is asked for"
     found: dict[str, str | None] = {"threshold": other if level != "threshold" else None}
-    two_octaves = "last layers can be fitted for localizers of two octaves only"
+    two_octaves = "only localizers of two octaves have last layers that can be fitted"
     unseen = "no area was reviewed completely; --level {} tries it anyway"
     if level not in (None, "head"):
         found["head"] = other

@@ -143,7 +143,7 @@ class Folder:
                 )
 
     def _is_lock(self, name: str) -> bool:
-        """Whether a file is the lock of a run that has just started, or was killed then."""
+        """Whether a file is the lock or the stop mark of a run that has just started, or was killed then."""
         if name not in (LOCK, STOP):
             return False
         with suppress(FileNotFoundError), self.storage.open(name) as file:

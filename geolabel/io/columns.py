@@ -52,7 +52,7 @@ class Column:
     """Name in QGIS, with the unit."""
     meaning: str
     decimals: int | None = None
-    """Significant digits after the point; None for values without any."""
+    """Decimal places; None for values without any."""
     page: Page = "Origin"
     merged: Merged = "largest"
     edited: bool = False

@@ -176,7 +176,7 @@ class _PointTruth:
     """(N,) class of each from 1; 0 for a point without landslide."""
 
     def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, tuple[bool, ...]]]:  # noqa: ARG002
-        """Windows around the points, with the classes of all points inside."""
+        """Windows around the points, each with the classes of the points whose window it is."""
         seen: dict[Window, set[int]] = {}
         for point, number in zip(self.points, self.numbers, strict=True):
             if 0 <= point.y < self.grid.height and 0 <= point.x < self.grid.width:

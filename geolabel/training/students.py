@@ -138,7 +138,7 @@ class StudentRequest(TrainingRequest[PaintedExamples, StudentPreset]):
         if architecture["name"] != "smp" or self.init is not None:
             other = f"the model {self.architecture}" if self.init is None else f"--init {self.init[0]}"
             raise OptionError(
-                f"--init-weights {self.init_weights}: {other} has other first weights; omit it, or choose a "
+                f"--init-weights {self.init_weights}: {other} starts from other weights; omit it, or choose a "
                 "model of segmentation-models-pytorch, such as unet"
             )
         fetched = str(self.init_weights) == "imagenet"

@@ -196,7 +196,7 @@ class Reviewed:
     rejected: gpd.GeoDataFrame
     """Rejected polygons, in the CRS of the inventory: the layer ``rejected``, if there are any."""
     columns: Mapping[str, Kind]
-    """Numbers of those that the person added."""
+    """Columns that the person added, and their kinds."""
     highest: int
     """Highest number that polygons have had."""
     looked: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
