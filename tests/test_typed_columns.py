@@ -15,7 +15,7 @@ import pytest
 from shapely import Polygon, box
 
 from geolabel.errors import VectorError
-from geolabel.io.read.review import read_review
+from geolabel.io.read.review import read_review, read_work
 from geolabel.io.read.typed_columns import joint_kind, read_polygon_table
 from geolabel.io.write.vectors import write_layers
 from geolabel.review.exporting import export
@@ -73,6 +73,36 @@ def test_a_file_with_a_photo_has_a_whole_spatial_index(own: Path, tmp_path: Path
     table.loc[1, "geometry"] = box(100, 0, 110, 10)
     table.to_file(out, layer="landslides")  # GDAL's triggers act again
     assert len(gpd.read_file(out, layer="landslides", bbox=(99, 0, 111, 10))) == 1
+
+
+def test_a_photo_of_one_landslide_is_read_again_beside_an_empty_layer(own: Path, tmp_path: Path) -> None:
+    once, twice = tmp_path / "once.gpkg", tmp_path / "twice.gpkg"
+    export(own, once)
+    assert "candidates" in gpd.list_layers(once)["name"].tolist()
+    assert read_review(once).columns["photo"] == "binary"
+    assert read_work(once).polygons["accepted"] == 3
+    export(once, twice)
+    with closing(sqlite3.connect(twice)) as database:
+        rows = database.execute("SELECT parcel, photo FROM landslides ORDER BY fid").fetchall()
+    assert rows == [(None, None), (LARGE, b"\0\xff"), (None, None)]
+
+
+def test_a_photo_is_merged_with_an_inventory_whose_column_is_empty(own: Path, tmp_path: Path) -> None:
+    there = squares(9, status=["accepted"] * 9, photo=[None] * 9).iloc[8:]
+    there.to_file(tmp_path / "none.geojson")
+    merge([tmp_path / "none.geojson", own], tmp_path / "out.gpkg")
+    found = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")["photo"]
+    assert found.dropna().tolist() == [b"\0\xff"]
+
+
+def test_photos_that_are_empty_in_every_layer_stay_photos(own: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(own)) as database, database:
+        database.execute("UPDATE landslides SET photo = NULL")
+    export(own, tmp_path / "once.gpkg")
+    export(tmp_path / "once.gpkg", tmp_path / "twice.gpkg")
+    with closing(sqlite3.connect(tmp_path / "twice.gpkg")) as database:
+        columns = database.execute("SELECT name, type FROM pragma_table_info('landslides')").fetchall()
+    assert ("photo", "BLOB") in columns
 
 
 @pytest.mark.parametrize("suffix", ["geojson", "shp", "fgb", "parquet", "kmz", "zip"])

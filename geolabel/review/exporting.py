@@ -113,7 +113,7 @@ def export(
 def _layers(review: Review, crs: pyproj.CRS | None, *, reviewed_only: bool) -> tuple[Exported, Reviewed]:
     """The polygons of a review by layer, in a CRS, and the information about the review."""
     columns = LANDSLIDE_COLUMNS | dict(review.columns)
-    kept, rejected, waiting = (reviewed_in(one, crs, None) for one in (review.kept, review.rejected, review.waiting))
+    kept, rejected, waiting = (reviewed_in(one, crs, None) for one in review.tables)
     highest = number_new((kept, rejected), review.highest)
     shown = pd.concat([kept] if reviewed_only else [kept, waiting], ignore_index=True)
     layers = []

@@ -87,7 +87,7 @@ def read_inventory(path: str | Path) -> Inventory:
     """
     record = read_written(path)
     review = read_review(path, record=record)
-    parts = [part for part in (review.kept, review.rejected, review.waiting) if len(part)]
+    parts = [part for part in review.tables if len(part)]
     rows = pd.concat(parts, ignore_index=True) if parts else review.waiting
     order = np.argsort(pd.to_numeric(rows["id"]).to_numpy(float), kind="stable")  # those without a number come last
     rows = rows.iloc[order].reset_index(drop=True)

@@ -38,7 +38,7 @@ from geolabel.io.read.review import (
     check_work,
     read_review,
 )
-from geolabel.io.read.typed_columns import added_columns, joint_kind
+from geolabel.io.read.typed_columns import added_columns, common_kinds
 from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.io.written import plain, read_written
@@ -205,20 +205,18 @@ class _Joint:
     @classmethod
     def of(cls, reviews: Sequence[Review], names: Sequence[str], crs: pyproj.CRS | None) -> _Joint:
         """Read the tables of all inventories, reprojected to one CRS."""
-        columns = dict(LANDSLIDE_COLUMNS)
         for review in reviews:
             if (review.crs is None) != (crs is None):
                 raise VectorError(
                     f"{reviews[0].path} and {review.path}: one has a CRS and the other has none, so they cannot be "
                     "compared; give both a CRS, or neither"
                 )
-            for name, kind in review.columns.items():
-                columns[name] = joint_kind(name, columns.get(name, kind), kind)
-        columns |= COLUMNS
+        added = common_kinds((pd.concat(review.tables), review.columns) for review in reviews)
+        columns = {**LANDSLIDE_COLUMNS, **added, **COLUMNS}
         whole = columns | {LAYER: "text", WHY: "text"}
         parts, owner = [], []
         for index, review in enumerate(reviews):
-            for rows in (review.kept, review.rejected, review.waiting):
+            for rows in review.tables:
                 table = reviewed_in(rows, crs, None)
                 mixed = [n for n, kind in review.columns.items() if columns[n] == "text" != kind and n in table]
                 table = table.assign(**{name: _as_text(table[name]) for name in mixed})

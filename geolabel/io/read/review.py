@@ -84,6 +84,11 @@ class Review:
     unsure: int = 0
     """Polygons that may have been edited, in a file without a record."""
 
+    @property
+    def tables(self) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, gpd.GeoDataFrame]:
+        """All polygons: kept, rejected and waiting ones."""
+        return self.kept, self.rejected, self.waiting
+
     def is_still(self, other: Review) -> bool:
         """Whether another reading gave the same result."""
         names = ("kept", "rejected", "waiting", "looked")

@@ -17,6 +17,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyproj
 
 from geolabel.errors import VectorError
@@ -39,6 +40,9 @@ RESERVED = ("fid", "geom", "geometry")
 DAYS = "datetime64[s]"
 """Type of columns of dates; times of a day are in milliseconds."""
 
+BYTES = pd.ArrowDtype(pa.binary())
+"""Type of columns of binary data without any value; with values they are objects."""
+
 
 def read_typed(path: str | Path, layer: str) -> gpd.GeoDataFrame:
     """Read a layer as `read_layer`, with nullable types of pandas for whole numbers and truth values, and `DAYS`.
@@ -60,6 +64,8 @@ def read_typed(path: str | Path, layer: str) -> gpd.GeoDataFrame:
     types = {name: "Int64" for name in whole if name not in exact}
     types |= {name: "boolean" for name, kind in kinds.items() if kind.kind == "b"}
     types |= {name: DAYS for name, kind in kinds.items() if kind == "datetime64[D]"}
+    held = zip(info["fields"], info.get("ogr_types", ()), strict=False)  # since pyogrio 0.12
+    types |= {name: BYTES for name, kind in held if kind == "OFTBinary" and name in table and table[name].isna().all()}
     return table.astype(types).assign(**exact, **listed)
 
 
@@ -196,22 +202,46 @@ def check_one_crs(path: str | Path, held: Mapping[str, Any]) -> None:
 
 
 def added_columns(tables: Iterable[gpd.GeoDataFrame], known: Mapping[str, Kind] = LANDSLIDE_COLUMNS) -> dict[str, Kind]:
-    """Columns that geolabel does not know, and their kind in all tables together.
+    """Columns that geolabel does not know, and their kind in all tables together; see `common_kinds`.
 
     Names that end with a space cannot come from a file: such columns hold facts about the rows.
     """
     own = {name.lower() for name in (*known, *RESERVED)}
-    columns: dict[str, Kind] = {}
-    for table in tables:
-        for name in map(str, table.columns):
-            if name.lower() not in own and not name.endswith(" "):
-                kind = kind_of(table[name])
-                columns[name] = joint_kind(name, columns.get(name, kind), kind)
-    return columns
+    return common_kinds(
+        (table, {name: kind_of(table[name]) for name in table if name.lower() not in own and not name.endswith(" ")})
+        for table in tables
+    )
+
+
+def common_kinds(tables: Iterable[tuple[pd.DataFrame, Mapping[str, Kind]]]) -> dict[str, Kind]:
+    """The kinds of columns that several tables have, each given with its kinds.
+
+    A table in which a column has no value counts for that column only if it has none in any: many formats do not name
+    the kind of empty columns.
+
+    Raises
+    ------
+    VectorError
+        If values of a column are binary in one table and of another kind in a second one.
+    """
+    columns: dict[str, tuple[Kind, bool]] = {}
+    for table, kinds in tables:
+        for name, kind in kinds.items():
+            filled = name in table and bool(table[name].notna().any())
+            before, was_filled = columns.get(name, (kind, filled))
+            if filled and was_filled:
+                columns[name] = joint_kind(name, before, kind), True
+            elif filled or was_filled:
+                columns[name] = kind if filled else before, True
+            else:
+                columns[name] = "binary" if "binary" in (before, kind) else joint_kind(name, before, kind), False
+    return {name: kind for name, (kind, _) in columns.items()}
 
 
 def kind_of(values: pd.Series) -> Kind:
     """The kind of a column that geolabel does not know."""
+    if values.dtype == BYTES:
+        return "binary"
     inferred = _INFERRED.get(pd.api.types.infer_dtype(values, skipna=True)) if values.dtype == object else None
     if inferred is not None:
         return inferred
