@@ -281,6 +281,46 @@ def test_a_little_reviewed_ground_is_cut_out_of_a_large_polygon(scene: Path, tmp
     assert len(layers(out)["candidates"]) == 4
 
 
+def redrawn(number: int, outline: shapely.Geometry) -> Callable[[gpd.GeoDataFrame], gpd.GeoDataFrame]:
+    return lambda table: table.set_geometry(table.geometry.mask(table["id"] == number, outline))
+
+
+@pytest.mark.parametrize(("status", "simplify"), [("accepted", NONE), ("rejected", Measure(2, "px"))])
+def test_ground_that_was_cut_off_a_polygon_is_no_landslide_again(
+    scene: Path, tmp_path: Path, status: str, simplify: Measure
+) -> None:
+    """Redrawn to a square of 64 m2, less than a quarter of the outline that is found again, alike or almost."""
+    path = tmp_path / "slides.gpkg"
+    whole = extract(scene, path).set_index("id").geometry[1]
+    square = shapely.buffer(whole.centroid, 4, cap_style="square")
+    assert square.area == 64 < whole.area / 4
+    edit(path, "landslides", redrawn(1, square))
+    sql(path, f"UPDATE landslides SET status = '{status}' WHERE id = 1")
+    for _ in range(2):
+        given = {"keep_reviewed": path, "parameters": {"simplify": simplify}}
+        found = extract(scene, path, overwrite=True, **given)
+        assert len(found) == (6 if status == "accepted" else 5)
+        assert found.intersection(whole).area.sum() == pytest.approx(64 if status == "accepted" else 0, abs=1e-6)
+        (row,) = layers(path)["candidates"].query("status == 'unreviewed' and area_m2 > 300").itertuples()
+        assert row.id == 9  # the ground that was cut off is shown, for the person to see
+        assert row.geometry.area == pytest.approx(whole.area, rel=0.1)
+
+
+def test_ground_that_was_cut_off_is_cut_out_of_a_much_larger_polygon(scene: Path, tmp_path: Path) -> None:
+    """A reviewed square of 36 m2 in a landslide of more than 400 m2 is redrawn to 16 m2: 36 m2 stay cut out."""
+    path = tmp_path / "slides.gpkg"
+    first = extract(scene, path).set_index("id").geometry[[1, 2]]
+    small = looked_at(tmp_path / "small.gpkg", first, 6)
+    found = extract(scene, path, keep_reviewed=small, overwrite=True, discard_review=True)
+    around = found[found["status"] == "unreviewed"]
+    (before,) = around[around.intersects(first[1])].itertuples()
+    (number,) = found[found["status"] == "accepted"]["id"]
+    edit(path, "landslides", redrawn(number, shapely.buffer(first[1].centroid, 2, cap_style="square")))
+    after = extract(scene, path, keep_reviewed=path, overwrite=True).set_index("id").geometry
+    assert after[number].area == pytest.approx(16)
+    assert after[before.id].area == pytest.approx(first[1].area - 36)
+
+
 def test_a_status_that_is_set_back_is_no_review(scene: Path, tmp_path: Path) -> None:
     path = tmp_path / "slides.gpkg"
     first = extract(scene, path)
@@ -472,6 +512,18 @@ def test_an_export_without_the_record_is_read_by_its_status(scene: Path, tmp_pat
     assert found.set_index("id")["notes"][1] == "yes"
     assert len(found) == 5
     assert "edits of 4 unreviewed polygons cannot be recognised" in caplog.text
+
+
+def test_a_redrawn_outline_that_crosses_itself_is_read(scene: Path, tmp_path: Path) -> None:
+    """A bow tie of two triangles of 8 m2, with a spike."""
+    path = tmp_path / "slides.gpkg"
+    whole = extract(scene, path).set_index("id").geometry[1]
+    x, y = whole.centroid.coords[0]
+    corners = [(-4, -2), (4, 2), (4, -2), (-4, 2)]
+    tie = shapely.Polygon([*((x + dx, y + dy) for dx, dy in corners), (x - 4, y + 2), (x - 40, y + 2), (x - 4, y + 2)])
+    edit(path, "landslides", redrawn(1, tie))
+    found = extract(scene, path, keep_reviewed=path, overwrite=True)
+    assert found.make_valid().intersection(whole).area.sum() == pytest.approx(16, abs=1e-6)
 
 
 def test_polygons_of_another_program_are_all_a_persons(scene: Path, tmp_path: Path) -> None:

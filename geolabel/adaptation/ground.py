@@ -32,7 +32,6 @@ from geolabel.io.read.review import (
     read_review,
 )
 from geolabel.io.write.rasters import in_pixels, rasterize
-from geolabel.io.written import Record, read_written
 from geolabel.scene import Grid
 from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
@@ -94,12 +93,10 @@ class Reviewed:
         if not layers:
             nothing = areas[0].iloc[:0]
             return cls(path, nothing, nothing, nothing, _stacked(areas), nothing, nothing)
-        record = read_written(path)
-        review = read_review(path, layers, record)
+        review = read_review(path, layers)
         areas.append(_with_status(review.kept, seen=True))
         landslides, waiting, drawn = _decided(review, accept_unreviewed=accept_unreviewed)
-        removed = _cut_off(review, record)
-        return cls(path, landslides, review.rejected, waiting, _stacked(areas), removed, drawn)
+        return cls(path, landslides, review.rejected, waiting, _stacked(areas), review.removed, drawn)
 
     def __len__(self) -> int:
         return len(self.landslides) + len(self.rejected) + len(self.areas)
@@ -117,15 +114,6 @@ def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFra
         _stacked([kept[candidate], waiting[~taken]]),
         _stacked([kept[redrawn], waiting[taken]]),
     )
-
-
-def _cut_off(review: Review, record: Record | None) -> gpd.GeoDataFrame:
-    """Parts of redrawn polygons that they covered when written, and do not cover now."""
-    written = {} if record is None else record.of(*POLYGON_LAYERS)
-    redrawn = review.kept[review.kept[REDRAWN].astype(bool) & review.kept["id"].isin(list(written))]
-    before = [written[int(number)].outline for number in redrawn["id"]]
-    parts = shapely.difference(shapely.make_valid(before), shapely.make_valid(redrawn.geometry.to_numpy()))
-    return gpd.GeoDataFrame(geometry=[part for part in parts if not shapely.is_empty(part)], crs=review.crs)
 
 
 def _with_status(table: gpd.GeoDataFrame, *, seen: bool) -> gpd.GeoDataFrame:

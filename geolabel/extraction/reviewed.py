@@ -3,9 +3,10 @@
 A person's work comes first. A polygon that the run found is left out if at least half of it is on ground that a person
 has decided about, of whatever class: kept, and so in the inventory already, or rejected. If instead it covers at least
 half of such a polygon, and much ground besides, it is a candidate, for the person to see; if less than a quarter of it
-is decided about, that ground is cut out of it instead, and the rest is kept as found. Two kinds of polygons are exempt:
-those that the reviewed file holds with the same outline and that nobody touched, which keep their numbers; and, on
-rejected ground, those of a prompt that was drawn or changed since that file was written.
+is decided about, that ground is cut out of it instead, and the rest is kept as found. For that quarter, ground that the
+person cut off a redrawn polygon counts as decided too. Two kinds of polygons are exempt: those that the reviewed file
+holds with the same outline and that nobody touched, which keep their numbers; and, on rejected ground, those of a
+prompt that was drawn or changed since that file was written.
 """
 
 from __future__ import annotations
@@ -96,8 +97,10 @@ def with_review(result: Result, review: Review | None) -> Result:
     found = found.sort_values("id", ignore_index=True)
     shapes = np.asarray(found.geometry.to_numpy(), object)
     was = _waiting(review, crs)
-    share, around, decided = _decided(shapes, answering(found["prompts"], fresh), kept, rejected)
-    cut = around & (share < LITTLE) & np.array([one is None for one in _known(shapes, was)], bool)
+    removed = shapely.get_parts(reprojected(review.removed, crs))  # with lines, if an outline crossed itself
+    removed = removed[shapely.area(removed) > 0]
+    share, around, decided = _decided(shapes, answering(found["prompts"], fresh), kept, rejected, removed)
+    cut = ~shapely.is_empty(decided) & np.array([one is None for one in _known(shapes, was)], bool)
     found = _without(found, cut, decided, unit_m)
     known = _known(found.geometry.to_numpy(), was)
     again = np.array([one is not None for one in known], bool)
@@ -184,26 +187,32 @@ def _without(found: gpd.GeoDataFrame, cut: BoolArray, decided: AnyArray, unit_m:
 
 
 def _decided(
-    shapes: AnyArray, answers: BoolArray, kept: gpd.GeoDataFrame, rejected: gpd.GeoDataFrame
+    shapes: AnyArray, answers: BoolArray, kept: gpd.GeoDataFrame, rejected: gpd.GeoDataFrame, removed: AnyArray
 ) -> tuple[Float64Array, BoolArray, AnyArray]:
-    """(K,) share of polygons on decided ground, whether they cover a decided polygon to `SHARE`, and that ground.
+    """(K,) share of polygons on reviewed polygons, whether they cover one to `SHARE`, and the ground to cut out.
 
     Parameters
     ----------
     answers : (K,)
-        Which belong to a fresh prompt, so that rejected ground is ignored.
+        Which belong to a fresh prompt, so that rejected and removed ground is ignored.
+    removed : (R,)
+        Parts cut off redrawn polygons; no one is shown a polygon for them.
     """
-    ground = polygons.valid_multipolygons(np.concatenate([kept.geometry.to_numpy(), rejected.geometry.to_numpy()]))
+    tables = kept.geometry.to_numpy(), rejected.geometry.to_numpy()
+    ground = polygons.valid_multipolygons(np.concatenate([*tables, removed]))
     refused = np.arange(len(ground)) >= len(kept)
     one, other = shapely.STRtree(ground).query(shapes, predicate="intersects")
     counts = ~(answers[one] & refused[other])
     one, other = one[counts], other[counts]
     shared = shapely.intersection(shapes[one], ground[other])
-    covered = shapely.area(shared) >= SHARE * shapely.area(ground[other])
+    reviewed = other < len(kept) + len(rejected)
+    covered = reviewed & (shapely.area(shared) >= SHARE * shapely.area(ground[other]))
     around = np.zeros(len(shapes), bool)
     around[one[covered & (shapely.area(shared) > 0)]] = True
-    share = polygons.covered_areas(shared, one, len(shapes)) / np.maximum(shapely.area(shapes), np.finfo(float).tiny)
-    covered_by = np.full(len(shapes), shapely.Polygon(), object)
-    for number in np.flatnonzero(around & (share < LITTLE)):
-        covered_by[number] = shapely.union_all(shared[one == number])
-    return share, around, covered_by
+    sizes = np.maximum(shapely.area(shapes), np.finfo(float).tiny)
+    share = polygons.covered_areas(shared[reviewed], one[reviewed], len(shapes)) / sizes
+    little = polygons.covered_areas(shared, one, len(shapes)) < LITTLE * sizes
+    cut_out = np.full(len(shapes), shapely.Polygon(), object)
+    for number in np.flatnonzero(around & little):
+        cut_out[number] = shapely.union_all(shared[one == number])
+    return share, around, cut_out

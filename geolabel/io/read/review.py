@@ -21,6 +21,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyproj
+import shapely
 
 from geolabel.errors import OutputError, VectorError
 from geolabel.io.columns import DERIVED, WINDOW_COLUMNS, Kind
@@ -75,6 +76,8 @@ class Review:
     """Unreviewed polygons."""
     looked: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
     """Windows that the person examined, drew or annotated; see `read_windows`."""
+    removed: gpd.GeoDataFrame = field(default_factory=gpd.GeoDataFrame)
+    """Parts cut off redrawn polygons, which have no attributes."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
     """Columns that the person added."""
     highest: int = 0
@@ -144,6 +147,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
         rejected=_frame(pd.concat([asked[refused], gone], ignore_index=True) if len(gone) else asked[refused], crs),
         waiting=_frame(rows[rows[WHY].isna() & rows["id"].notna()], crs),
         looked=_looked(path, record) if layers == POLYGON_LAYERS else gpd.GeoDataFrame(),
+        removed=_cut_off(asked, {} if record is None else record.of(*POLYGON_LAYERS), crs),
         columns=added_columns(tables.values()),
         highest=max(*known, record.highest if record else 0),
         counts={name: counts[name] for name in (ACCEPTED, REJECTED, EDITED, ADDED, DELETED)},
@@ -310,6 +314,14 @@ def _deleted(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS
     table = [{**was.attributes, "id": was.key, **decided} for was in gone]
     columns = None if table else ["id", *decided]
     return gpd.GeoDataFrame(table, columns=columns, geometry=[was.outline for was in gone], crs=crs)
+
+
+def _cut_off(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
+    """Parts of redrawn polygons that they covered when written, and do not cover now."""
+    redrawn = rows[rows[REDRAWN].astype(bool) & rows["id"].isin(list(written))]
+    before = [written[int(number)].outline for number in redrawn["id"]]
+    parts = shapely.difference(shapely.make_valid(before), shapely.make_valid(redrawn.geometry.to_numpy()))
+    return gpd.GeoDataFrame(geometry=[part for part in parts if not shapely.is_empty(part)], crs=crs)
 
 
 def _frame(rows: pd.DataFrame, crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
