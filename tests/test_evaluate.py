@@ -101,6 +101,8 @@ def random_scene(folder: Path, seed: int = 1, *, unknown: bool = True) -> tuple[
         ({"status": ["accepted", "unreviewed", "Rejected "]}, "landslides", 2),
         ({"status": ["rejected"] * 3}, "rejected", 3),
         ({"status": ["accepted", "unreviewed", "rejected"], "layer": ["candidates"] * 3}, "slides_reviewed", 1),
+        ({"STATUS": ["accepted", "unreviewed", "rejected"]}, "landslides", 2),
+        ({"Status": ["accepted", "unreviewed", "rejected"], "LAYER": ["candidates"] * 3}, "slides_reviewed", 1),
         ({"status": ["accepted", "unreviewed", "unreviewed"], "layer": ["road", None, "road"]}, "slides", 3),
     ],
 )

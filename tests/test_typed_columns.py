@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -15,9 +16,9 @@ import pytest
 from shapely import Polygon, box
 
 from geolabel.errors import VectorError
-from geolabel.io.read.review import read_review, read_work
+from geolabel.io.read.review import LAYER, read_review, read_work
 from geolabel.io.read.typed_columns import joint_kind, read_polygon_table
-from geolabel.io.write.vectors import write_layers
+from geolabel.io.write.vectors import Reviewed, write_layers
 from geolabel.review.exporting import export
 from geolabel.review.merging import merge
 
@@ -156,6 +157,15 @@ def test_names_count_in_upper_and_lower_case(tmp_path: Path) -> None:
     assert not review.columns
 
 
+def test_a_file_of_one_layer_is_split_by_its_column_layer_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "page.parquet"
+    squares(3, STATUS=["unreviewed"] * 3, Layer=["landslides", "candidates", "rejected"], ID=[1, 2, 3]).to_parquet(path)
+    review = read_review(path)
+    waiting = zip(review.waiting["id"].tolist(), review.waiting[LAYER], strict=True)
+    assert list(waiting) == [(1, "landslides"), (2, "candidates")]
+    assert (review.rejected["id"].tolist(), review.columns) == ([3], {})
+
+
 def test_columns_that_differ_in_case_alone_are_both_kept(tmp_path: Path) -> None:
     path = tmp_path / "foreign.geojson"
     squares(1, notes=["a"], Notes=["b"], Owner=["c"], OWNER=["d"]).to_file(path)
@@ -180,6 +190,22 @@ def test_large_numbers_are_of_the_rows_that_have_an_outline(tmp_path: Path) -> N
     table.to_file(path, layer="landslides")
     found = read_polygon_table(path, "landslides")["parcel"]
     assert [None if value is pd.NA else int(value) for value in found] == [None, LARGE + 2]
+
+
+@pytest.mark.parametrize(("recorded", "edited"), [(float(2**53), 0), (LARGE, 0), (float(2**53 + 4), 1), (LARGE + 1, 1)])
+def test_large_numbers_that_an_earlier_version_recorded_as_rounded_are_no_edits(
+    tmp_path: Path, recorded: float, edited: int
+) -> None:
+    """2**53 + 1 is halfway between two floating-point numbers, and is rounded to the even one, 2**53."""
+    path = tmp_path / "slides.gpkg"
+    rows = squares(1, id=[1], parcel=[LARGE])
+    review = Reviewed(frozenset(), rows.iloc[:0], {"parcel": "int"}, 1)
+    write_layers(path, rows, None, None, {}, crs=rows.crs, reviewed=review)
+    with closing(sqlite3.connect(path)) as database, database:
+        (said,) = database.execute("SELECT attributes FROM geolabel_written WHERE layer = 'landslides'").fetchone()
+        said = json.dumps(json.loads(said) | {"parcel": recorded})
+        database.execute("UPDATE geolabel_written SET attributes = ? WHERE layer = 'landslides'", (said,))
+    assert read_review(path).counts["edited"] == edited
 
 
 def test_layers_in_several_crss_are_refused_by_name(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ A new attribute of landslides is a row of `LANDSLIDES`, and the function that me
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -415,6 +415,12 @@ DERIVED = frozenset(column.name for column in LANDSLIDES if not column.edited) |
 
 NAME_LENGTH = 10
 """Maximum length of a column name in a Shapefile."""
+
+
+def spelled(name: str, columns: Iterable[object]) -> str | None:
+    """The column of that name, in upper or lower case; the exact name comes first, None if there is none."""
+    like = [str(column) for column in columns if str(column).lower() == name]
+    return name if name in like else like[0] if like else None
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

@@ -62,6 +62,11 @@ class Written:
     reviewed: bool = False
     """Whether it came from a person's review already."""
 
+    def holds(self, name: str, value: object) -> bool:
+        """Whether an attribute was written with that value; earlier versions rounded large whole numbers here."""
+        now, was = plain(value), self.attributes.get(name)
+        return bool((float(now) if isinstance(now, int) and isinstance(was, float) else now) == was)
+
 
 @dataclass(frozen=True)
 class Record:

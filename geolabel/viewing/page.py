@@ -33,7 +33,7 @@ from PIL import Image
 import geolabel
 from geolabel.errors import OptionError, VectorError
 from geolabel.geodesy import measure
-from geolabel.io.columns import COLUMNS
+from geolabel.io.columns import COLUMNS, spelled
 from geolabel.io.read.features import check_meets, in_crs
 from geolabel.io.read.review import LAYER_OF, REJECTED, UNREVIEWED, polygon_tables
 from geolabel.io.read.tile_urls import CRS as TILES_CRS
@@ -215,8 +215,8 @@ def _inventory(slides: str | Path) -> gpd.GeoDataFrame:
         raise VectorError(f"{slides}: the status {unknown[0]!r} is not one of {', '.join(REVIEW_STATES)}")
     notes = together["notes"] if "notes" in together else pd.Series(None, together.index, dtype=object)
     together = gpd.GeoDataFrame(together.assign(status=states, notes=notes), geometry="geometry", crs=target)
-    if LAYER_OF in together:  # the page uses that name for the layer of a polygon
-        together = together.rename(columns={LAYER_OF: free_name(LAYER_OF, together)})
+    if own := spelled(LAYER_OF, together.columns):  # the page uses that name for the layer of a polygon
+        together = together.rename(columns={own: free_name(own, together)})
     if "confidence" not in together and "area_m2" not in together:
         together["area_m2"] = measure(_multipolygons(together.geometry.to_numpy()), together.crs).area_m2
     return together

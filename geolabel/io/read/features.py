@@ -18,7 +18,7 @@ import shapely
 
 from geolabel.errors import VectorError
 from geolabel.geodesy import near, reproject, unwrapped
-from geolabel.io.columns import LANDSLIDE_COLUMNS, short_names
+from geolabel.io.columns import LANDSLIDE_COLUMNS, short_names, spelled
 from geolabel.io.error_messages import in_words
 from geolabel.io.prompt_layers import asked_elsewhere, gather_prompts
 from geolabel.io.read.vector_files import vector_file
@@ -279,12 +279,14 @@ def read_landslides(path: str | Path, crs: pyproj.CRS | None, layer: str) -> gpd
     """Read a layer as `read_features`, without what a person rejected, unless it is the layer ``rejected`` itself.
 
     In a file of one layer with a column ``layer``, as the page of a review gives, candidates count once accepted.
+    Names of both columns are case-insensitive.
     """
     features = read_features(path, crs, layer)
-    if "status" not in features or layer == "rejected":
+    state, part = (spelled(name, features.columns) for name in ("status", "layer"))
+    if state is None or layer == "rejected":
         return features
-    status = features["status"].map(lambda said: str(said).strip().lower())
-    beside = features["layer"].isin(["candidates", "rejected"]) if "layer" in features else False
+    status = features[state].map(lambda said: str(said).strip().lower())
+    beside = features[part].isin(["candidates", "rejected"]) if part else False
     out = ((status == "rejected") | (beside & (status != "accepted"))).to_numpy(bool)
     if out.any():
         text = "layer %s of %s: %d rejected polygons or candidates are left out; see geolabel review export"

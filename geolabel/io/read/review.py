@@ -24,7 +24,7 @@ import pyproj
 import shapely
 
 from geolabel.errors import OutputError, VectorError
-from geolabel.io.columns import DERIVED, WINDOW_COLUMNS, Kind
+from geolabel.io.columns import DERIVED, WINDOW_COLUMNS, Kind, spelled
 from geolabel.io.databases import reading_database
 from geolabel.io.layer_styles import TABLE as STYLES
 from geolabel.io.layer_styles import saved_styles
@@ -239,12 +239,13 @@ def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict
 
 def _split(table: gpd.GeoDataFrame) -> dict[str, gpd.GeoDataFrame]:
     """The polygons of a single-layer file, split by its column `LAYER_OF` if every row names an inventory layer."""
-    if LAYER_OF not in table or not len(table) or not table[LAYER_OF].isin(POLYGON_LAYERS).all():
+    column = spelled(LAYER_OF, table.columns)
+    if column is None or not len(table) or not table[column].isin(POLYGON_LAYERS).all():
         return {POLYGON_LAYERS[0]: table}
     return {
-        name: table[table[LAYER_OF] == name].drop(columns=LAYER_OF).reset_index(drop=True)
+        name: table[table[column] == name].drop(columns=column).reset_index(drop=True)
         for name in POLYGON_LAYERS
-        if (table[LAYER_OF] == name).any()
+        if (table[column] == name).any()
     }
 
 
@@ -301,7 +302,7 @@ def _state(layer: str, values: Mapping[str, Any], was: Written | None) -> str:
 def _edited(layer: str, values: Mapping[str, Any], state: str, was: Written) -> bool:
     """Whether an unreviewed row with an unchanged outline is a person's work for another reason."""
     names = {name for name in {*values, *was.attributes} if name not in DERIVED and name != "status"}
-    if any(plain(values.get(name)) != was.attributes.get(name) for name in names):
+    if not all(was.holds(name, values.get(name)) for name in names):
         return True
     withdrawn = str(was.attributes.get("status") or UNREVIEWED).lower() != UNREVIEWED
     return layer != was.layer or state != UNREVIEWED or (was.reviewed and not withdrawn)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyproj
 
 from geolabel.errors import VectorError
-from geolabel.io.columns import LANDSLIDE_COLUMNS, Kind
+from geolabel.io.columns import LANDSLIDE_COLUMNS, Kind, spelled
 from geolabel.io.read.features import exact_integers, layer_info, read_layer, with_whole_names
 from geolabel.io.written import plain
 
@@ -97,10 +97,9 @@ def read_polygon_table(path: str | Path, layer: str) -> gpd.GeoDataFrame:
 def _fitted(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """The same table with the known columns under their names and of their types."""
     for name, kind in LANDSLIDE_COLUMNS.items():
-        like = [column for column in table.columns if str(column).lower() == name]
-        if not like:
+        column = spelled(name, table.columns)
+        if column is None:
             continue
-        column = name if name in like else like[0]
         values = _of_kind(table[column], kind)
         if values is None:
             own = free_name(name, table)
