@@ -37,7 +37,7 @@ from geolabel.tiles import Window
 from geolabel.types import AnyArray, UInt8Array
 
 UNJUDGED, GROUND, LANDSLIDE = 0, 1, 2
-"""Values of judged pixels."""
+"""Values of a pixel: not judged, other ground, landslide."""
 
 AREAS = "reviewed"
 """Layer of areas that a person has examined completely, and status of windows that are such areas."""
@@ -63,7 +63,7 @@ class Reviewed:
     removed: gpd.GeoDataFrame
     """Parts cut off redrawn polygons."""
     drawn: gpd.GeoDataFrame
-    """Which landslides have an outline that a person drew, or that comes from elsewhere."""
+    """The landslides whose outline a person drew, or that come from elsewhere."""
 
     @classmethod
     def read(cls, path: str | Path, *, accept_unreviewed: bool = False) -> Self:
@@ -103,7 +103,7 @@ class Reviewed:
 
 
 def _decided(review: Review, *, accept_unreviewed: bool) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame, gpd.GeoDataFrame]:
-    """Landslides, polygons that are not judged, and which of the landslides have an outline that a person drew."""
+    """Landslides, polygons that are not judged, and the landslides whose outline a person drew."""
     kept, waiting = _with_status(review.kept, seen=False), review.waiting
     redrawn = kept[REDRAWN].astype(bool)
     candidate = (kept[LAYER] == POLYGON_LAYERS[1]) & ~redrawn

@@ -48,7 +48,7 @@ class OperatingPoint:
     cut: float
     gate: float
     sharpness: float | None = None
-    """Exponent of the pooling over a window; see `geolabel.activation.window_logits`."""
+    """Sharpness of the pooling over a window; see `geolabel.activation.window_logits`."""
 
     def at(self, index: tuple[int, int]) -> OperatingPoint:
         """The operating point of an entry of a tally."""
@@ -245,7 +245,7 @@ def choose(
     window
         Side of the gate's window in cells.
     fits
-        Fits the layers of each level that has any; None to try the operating point only.
+        Functions that fit the layers, for each level that has any; None to try the operating point only.
     level
         The level to use if it gains anything; None for the simplest that gains at least `MINIMUM_GAIN` over all
         simpler ones.

@@ -118,7 +118,7 @@ class BaseLocalizer:
         return max(1, self.info.window // self.info.stride)
 
     def fits(self, seed: int, level: Level | None) -> dict[Level, Fit[Layers]]:
-        """Fits the layers of each level to try; ``head`` is left out if another level is asked for."""
+        """Functions that fit the layers, by level to try; ``head`` is left out if another level is asked for."""
         layers: dict[Level, Head | AllLayers | None] = {"head": self.head, "all": self.all_layers}
         return {
             name: partial(one.fitted, cut=self.point.cut, seed=seed)

@@ -46,7 +46,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 TABLE, DESCRIPTION = "labels.csv", "chips.json"
 
 MAX_CHIP_BYTES = 1 << 30
-"""Maximum number of values of a chip in all bands; a larger header is refused."""
+"""Maximum size in bytes of the values of a chip in all bands; a header that states more is refused."""
 
 MAX_DESCRIPTION_BYTES = 1 << 20
 

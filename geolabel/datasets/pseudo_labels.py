@@ -10,9 +10,9 @@
 
 While a run is in progress, ``run.json`` describes it and ``annotations/NAME.json`` holds the instances of an image;
 both are removed when it is finished. The label map of an image is written last, so an image that has one is complete.
-Where finished pseudo-labels are replaced, the new ones are made in a folder inside, and the old ones stay until then.
-Files that geolabel made are in the record of the folder (`geolabel.folder_record`), and nothing else is touched. Memory
-does not grow with the number of images.
+Where finished pseudo-labels are replaced, the new ones are made in a folder inside, and the old ones stay until
+these are finished. Files that geolabel made are in the record of the folder (`geolabel.folder_record`), and nothing
+else is touched. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ class _Writing:
 
 
 def _write_batch(run: _Writing, job: tuple[int, list[tuple[int, Window]]]) -> None:
-    """Write the chips of a batch: their windows on the grid, and their images."""
+    """Write the chips of a batch, given by their places in the batch and their windows."""
     number, chips = job
     arrays = run.store.read("pixels", number)
     own = run.folder / f"batch-{number}"  # writers clean up leftovers of others in their folder

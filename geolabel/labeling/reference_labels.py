@@ -173,7 +173,7 @@ class _PointTruth:
     points: AnyArray
     """(N,) in pixels of the grid."""
     numbers: UInt8Array
-    """(N,) class of each from 1; 0 for a point without landslide."""
+    """(N,) class of each from 1; 0 for a point that states that no class is there."""
 
     def windows(self, size: int, overlap: int) -> Iterator[tuple[Window, tuple[bool, ...]]]:  # noqa: ARG002
         """Windows around the points, each with the classes of the points whose window it is."""
@@ -230,7 +230,7 @@ class RasterTruth:
         return _grid_windows(self.grid, size, overlap)
 
     def mask(self, window: Window) -> UInt8Array:
-        """(H, W) class of each pixel from 1, 0, or `IGNORE` outside the raster; by nearest neighbour."""
+        """(H, W) class of each pixel from 1, 0, or `IGNORE` where unknown, as outside the raster; nearest neighbour."""
         values, known = self.raster.read(window, self.grid)
         return np.where(known, self.raster.number(values, self.values), IGNORE).astype(np.uint8)
 

@@ -226,7 +226,7 @@ def _clustered(
 
 
 def cluster(folder: RegionFolder, max_share: float, settings: Settings) -> tuple[Clusters, dict[str, Any]]:
-    """Cluster the objects of all images, and log the result."""
+    """Cluster the objects of all images; returns the clusters and figures on their quality."""
     count = settings.count
     if count is None:
         parts = folder.features(0, max_share, settings.seed)

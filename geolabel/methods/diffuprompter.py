@@ -105,7 +105,7 @@ def compose(localizer: Localizer, segmenter: Segmenter, threshold: float, *, att
 
 
 def grey_level(threshold: float) -> int:
-    """The grey value threshold for activation above a threshold of 0..1."""
+    """A threshold of 0..1 as the grey value that the activation has to exceed."""
     return int(threshold * LEVELS + 1e-6)
 
 

@@ -126,7 +126,7 @@ class Scenes(S2cScenes, SceneMethod):
 
 
 POINTS = 16
-"""Maximum points of a prompt, the highest of the object's: more do not change the mask."""
+"""Maximum points of a prompt, the highest of the object's: more add little."""
 
 
 def peak_prompts(work: Work, regions: Sequence[tuple[Spans, Int32Array, Float32Array]]) -> Prompts:

@@ -40,7 +40,7 @@ KEY = "geolabel"
 """Key of the description in the file's metadata."""
 
 LEAST, LARGEST = 32, 1 << 14
-"""Maximum side in pixels of a network's images."""
+"""Minimum and maximum side in pixels of a network's images."""
 
 DEEPEST = 16
 """Maximum nesting of a description."""
@@ -68,7 +68,7 @@ class NetworkInfo:
     gsd_range: tuple[float, float]
     """Finest and coarsest ground sample distance of its training, metres."""
     mean: tuple[float, float, float]
-    """Mean and deviation of red, green and blue, 0..255: an image is normalised as ``(rgb - mean) / std``."""
+    """Mean of red, green and blue, 0..255; with deviation `std`, an image is normalised as ``(rgb - mean) / std``."""
     std: tuple[float, float, float]
     constant: float | None = None
     """Raw value of a localizer's map that is scaled to activation 1, so that 120 of 255 is the operating point."""

@@ -215,7 +215,7 @@ def _of_image(seen: Any, k: int) -> Any:
 
 
 def _surest(scores: Tensor, masks: Tensor, size: tuple[int, ...]) -> Tensor:
-    # (H, W) highest score of the instances that cover a pixel; scores below one grey value are skipped.
+    # (H, W) highest score of the instances that cover a pixel; scores that round to grey value 0 are skipped.
     surest = torch.zeros(size, device=scores.device)
     shown = scores > 0.5 / LEVELS
     masks, scores = masks[shown], scores[shown]

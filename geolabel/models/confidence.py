@@ -37,7 +37,7 @@ def shipped() -> Path:
 
 
 METHOD = "apsam"
-"""Methods whose polygons models are fitted to."""
+"""Method whose polygons models are fitted to."""
 
 
 def confidence_of(

@@ -293,7 +293,7 @@ class DiffusionLocalizer:
         stride = max(1, max(image.shape[:2]) * self._pixels_per_latent // self.window)
         maps = self._cells(torch.stack(means), image.shape[:2], stride)
         values = stretched(maps).cpu().numpy()  # scaled within the image, after the padding was removed
-        raw = np.asarray(peaks, np.float32)  # maps are scaled to 1 in every image: only these compare
+        raw = np.asarray(peaks, np.float32)  # maps are scaled to 1 in every image: only these compare images
         shown = np.broadcast_to(raw[:, None, None], values.shape)
         return Activation(values, shown, raw, stride, self.classes)
 

@@ -39,7 +39,7 @@ NOWHERE = -100.0
 
 
 def cells_within(size: tuple[int, int], window: int, cells: int) -> tuple[int, int]:
-    """Rows and columns of the embedding cells that the pixels of an image depend on, with four mask cells a side.
+    """Rows and columns of the embedding cells that an image's pixels depend on; each has four mask cells a side.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ Kind = Literal["before", "dem", "both"]
 KINDS: tuple[Kind, ...] = ("before", "dem", "both")
 
 LOGIT_UNIT = 1000
-"""Leaf values are integers in this fraction of a logit, so their sum does not depend on order."""
+"""Units per logit of leaf values, which are integers, so that their sum does not depend on their order."""
 
 LEAF = -1
 """Feature index that marks a leaf."""
@@ -54,9 +54,9 @@ class Trees:
     left: tuple[int, ...]
     right: tuple[int, ...]
     value: tuple[int, ...]
-    """(N,) values of leaves, in `LOGIT_UNIT`."""
+    """(N,) values of leaves, `LOGIT_UNIT` per logit."""
     start: int
-    """Logit that the leaves are added to."""
+    """Value that the leaves are added to, in the same unit."""
 
     def __post_init__(self) -> None:
         count = len(self.feature)

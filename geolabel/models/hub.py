@@ -41,7 +41,7 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 """Names of the weights of a network: one file, or parts."""
 
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-"""File with the normalisation of pixels."""
+"""Files that may hold the normalisation of pixels."""
 
 FILES = (CONFIG, *WEIGHTS, *PROCESSOR)
 """Files that are read from the folder of a network."""
@@ -128,8 +128,8 @@ def snapshot(
         return here
     named = model if revision is None else f"{model} --revision {revision}"
     by_hand = (
-        f"run hf download {named} on a machine with a network and copy its cache here (HF_HOME names the folder), "
-        f"or give the folder of a downloaded model with {option} FOLDER"
+        f"run hf download {named} on a machine with internet access and copy its cache here (HF_HOME names the "
+        f"folder), or give the folder of a downloaded model with {option} FOLDER"
     )
     if offline():
         raise WeightsError(f"{model} is not in the hub's cache, and GEOLABEL_OFFLINE forbids downloads: {by_hand}")

@@ -103,7 +103,7 @@ class _Places:
         return _Places(step, weights, rows, cols, area, (-(step // 2), -(step // 2)))
 
     def found(self, cells: Float32Array, cut: float) -> tuple[BoolArray, Int64Array, BoolArray]:
-        """Places where all pixels exceed the cut (K, h, w), places where some may (N,), and which (N, step, step)."""
+        """Places whose pixels all exceed the cut (K, h, w), places where some may (N,), which do (N, step, step)."""
         above, width = (cells > cut).ravel(), cells.shape[2]
         some, every = above.copy(), above.copy()
         # Processes rows and masks in one pass; places across their ends have no pixels. Short rows would be 10 times

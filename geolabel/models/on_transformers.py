@@ -6,7 +6,8 @@ network they describe is compared with the weights before memory is allocated; n
 Sources: Kirillov et al. (2023), "Segment Anything"; Ke et al. (2023), "Segment Anything in High Quality"; Ravi et al.
 (2024), "SAM 2: Segment Anything in Images and Videos"; Zhou et al. (2025), "EdgeTAM: On-Device Track Anything Model";
 Carion et al. (2025), "SAM 3: Segment Anything with Concepts", whose tracker is run here, and whose detector is run by
-`geolabel.models.concept_maps`. Since SAM 2 an image is stretched to the frame, and masks are enlarged to it directly.
+`geolabel.models.concept_maps`. Since SAM 2 an image is stretched to the frame, and masks are enlarged to the
+image directly.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
     if offline():
         raise WeightsError(
             f"{network.name} is not in {cache_folder()}, and GEOLABEL_OFFLINE forbids downloads: unset it, or get "
-            f"{network.url} on a machine with a network, and {by_hand}"
+            f"{network.url} on a machine with internet access, and {by_hand}"
         )
     download(
         network.url,
@@ -208,7 +208,7 @@ def fetch(network: Published, *, progress: Any = None) -> Path:
         size=network.size,
         sha256_expected=network.sha256,
         progress=progress,
-        otherwise=f"try again later, or get it on a machine with a network, and {by_hand}",
+        otherwise=f"try again later, or get it on a machine with internet access, and {by_hand}",
     )
     return network.path
 

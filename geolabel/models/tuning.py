@@ -58,7 +58,7 @@ def _tried_batch(recipe: Recipe) -> int:
         return fitting_batch(lambda count: partial(segmenter, *_sample(segmenter.window, count)), recipe.device)
 
     def prepare(count: int) -> Callable[[], Any]:
-        # with a separate batch, since a localizer pads each one
+        # one localizer per size, since it pads every call to its batch
         localizer = cast("Localizer", load(replace(recipe, batch=count)))
         side = localizer.window if isinstance(recipe, WordsRecipe) else SCENE_TILE
         return partial(localizer, _sample(side, count)[0])

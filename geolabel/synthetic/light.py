@@ -51,7 +51,7 @@ ROUGHNESS = {
     cover.ROOF: 0.05,
     cover.LANDSLIDE: 0.0,
 }
-"""Standard deviation of the brightness of each class from pixel to pixel."""
+"""Typical spread of the brightness of each class from pixel to pixel."""
 
 
 def reflect(

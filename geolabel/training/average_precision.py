@@ -52,7 +52,7 @@ class AveragePrecision:
     classes: int
     """Number of classes, without background."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Number of images."""
+    """Height and width of each image."""
     truth: list[dict[str, Any]] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
 

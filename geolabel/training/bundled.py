@@ -102,7 +102,7 @@ class Recipe:
     """Samples of real images without landslides per synthetic sample, the same number from every set: many real
     landslides, which fill half of a sample, would teach that all bare ground is a landslide."""
     localizer_zooms: tuple[float, float]
-    """Changes in size of the images with landslides: from a few pixels wide to wider than a sample."""
+    """Enlargements of the images with landslides: a landslide is a few pixels wide to wider than a sample."""
     localizer_changes: Changes
     """Changes in colour, towards those of the given real images. Without haze in training, a localizer takes bright,
     bluish ground for landslides, whatever its vegetation."""
@@ -334,7 +334,7 @@ def train_bundled(
             }
             info = replace(info, trained=trained)
             save_checkpoint(work / f"{kind}.safetensors", network, info)
-            if preset != "short":  # for a quick test; writing graphs takes longer
+            if preset != "short":  # which is for a quick test; graphs would take longer
                 from geolabel.training.graphs import write_graphs
 
                 write_graphs(work / f"{kind}.safetensors")

@@ -95,7 +95,7 @@ def cross_similarity(q: Tensor, r: Tensor) -> _Similarity:
 
 
 def rescaled(similarity: Tensor) -> Tensor:
-    """_Similarity (N, 1, h, w) scaled to 0..1 in each image; 1 if it is constant."""
+    """Similarity (N, 1, h, w) scaled to 0..1 in each image; 1 if it is constant."""
     low, high = similarity.amin(dim=(2, 3), keepdim=True), similarity.amax(dim=(2, 3), keepdim=True)
     span = high - low
     spread = (similarity - low) / span.clamp(min=EPSILON)

@@ -1,4 +1,4 @@
-"""Colour augmentation: sensors, seasons, weather and processing, and distractors without landslides."""
+"""Colour augmentation: sensors, seasons, weather and processing, and repainted regions."""
 
 from __future__ import annotations
 

@@ -77,9 +77,9 @@ class Schedule:
     trunk: float = 1.0
     """Factor of the learning rate for the parameters of a ``trunk``: a pretrained one needs less."""
     keeps_last: int = 0
-    """Keep the mean of the weights at this many last evaluations instead of those with the highest score, if the
-    selection is not informative. Longer training improves similar images at the expense of others, and the mean
-    balances both. Source: Izmailov et al. (2018), "Averaging Weights Leads to Wider Optima and Better
+    """Keep the mean of the weights at this many last evaluations; 0 for those with the highest score. For selections
+    that are not informative: longer training improves similar images at the expense of others, and the mean balances
+    both. Source: Izmailov et al. (2018), "Averaging Weights Leads to Wider Optima and Better
     Generalization"."""
     minutes: float | None = None
     """Time limit: the schedule is compressed to it, including resumed runs. The weights then depend on the machine."""
@@ -246,7 +246,7 @@ def _groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
 
 def _moving_average(decay: float) -> Any:
     def blend(average: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        # A plain mean over the first tenth of the steps, so that random initial weights are forgotten quickly.
+        # At first about a mean over the last tenth of the steps so far, so that random initial weights are forgotten.
         weight = max(1 - decay, 1 / (1 + int(count) / 10))
         return average + (new - average) * weight
 

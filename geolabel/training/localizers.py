@@ -235,7 +235,7 @@ class _Start(NamedTuple):
     network: Any
     info: NetworkInfo
     numbers: LocalizerPreset
-    """Record of its training."""
+    """Numbers of its training."""
     pretrained: bool
     """Whether it was trained on the classes."""
 

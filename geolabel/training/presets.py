@@ -217,7 +217,7 @@ LITE_STUDENT = {"name": "resunet", "trunk": "lite0"}
 
 STUDENTS: dict[Literal["cpu", "paper"], StudentPreset] = {
     # APSAM's released code: no colour changes, 24 chips of 256 px, 100 epochs, and a rate that falls when the loss
-    # stagnates; here it falls after one and two thirds, so that the length of a training is fixed.
+    # stagnates; here it falls after one third and two thirds, so that the length of a training is fixed.
     "paper": StudentPreset(
         architectures={
             "resunet": {"name": "resunet", "widths": [32, 64, 128, 256, 512]},

@@ -234,7 +234,7 @@ class SegmenterObjective:
                 return {"images": images, "index": index, "origin": origin} | _question(prompts, "both")
 
     def figures(self, module: nn.Module) -> dict[str, float]:
-        """Mean IoU with landslides: of the candidate preferred by the network (the score), the best, and the single.
+        """Mean IoU with landslides: of the candidate preferred by the network (the score), the best, the single one.
 
         Also ``logit/scale``, which calibrates the sigmoid of the preferred masks' logits.
         """
@@ -335,7 +335,7 @@ def _numbers(labels: np.ndarray, *, minimum: int, maximum: int, rng: Generator) 
 
 
 def exact_prompt(mask: BoolArray) -> Prompt:
-    """Box and centroid of an object (H, W); the centroid of a crescent is outside, and still means the crescent."""
+    """Box and centroid of an object (H, W); that of a crescent may be outside, and still means the crescent."""
     rows, cols = np.nonzero(mask)
     return Prompt(mask, _box(mask), np.array([cols.mean(), rows.mean()]))
 

@@ -41,7 +41,7 @@ _ANY_GSD = (0.01, 1000.0)
 """Assumed range of metres per pixel for training images of unknown gsd."""
 
 _WRITERS = ("PytorchStreamWriter", "inline_container")
-"""Start of torch's messages when a state does not fit on the disk, for its first or last part."""
+"""Parts of torch's messages when a state does not fit on the disk, for its first or last part."""
 
 
 @dataclass(frozen=True, kw_only=True)

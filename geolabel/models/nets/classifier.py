@@ -56,7 +56,7 @@ class Classifier(nn.Module):
     features
         Channels of a 1x1 layer before the head (S2C's released code has 256); None for the backbone's own.
     projected
-        Channels of a 1x1 layer and a sigmoid before the head, as in the second classifier of CISM; None without it.
+        Channels of a 1x1 layer and a sigmoid before the head, as in the second classifier of CISM; None to omit it.
     pretrained
         Fetch the weights that timm knows under this name.
 

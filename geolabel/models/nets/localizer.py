@@ -40,7 +40,7 @@ class PyramidLocalizer(nn.Module):
     features
         Channels of the pyramid, the D of ``theta^T F``.
     projected
-        Channels of a 1x1 layer and a sigmoid before the head, as in the second classifier of CISM; None without it.
+        Channels of a 1x1 layer and a sigmoid before the head, as in the second classifier of CISM; None to omit it.
     octaves
         1, or 2 to see the image at half its resolution too; the features of both are mixed cell by cell.
     strides

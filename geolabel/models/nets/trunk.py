@@ -31,7 +31,7 @@ def conv_norm(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> n
 
 
 def projection(inputs: int, outputs: int | None) -> nn.Module:
-    """A 1x1 convolution and a sigmoid before a second classifier; None if it has no channels."""
+    """A 1x1 convolution and a sigmoid before a second classifier; nothing if `outputs` is None."""
     return nn.Identity() if outputs is None else nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Sigmoid())
 
 

@@ -18,7 +18,7 @@ class _Stage(NamedTuple):
     outputs: int
     stride: int
     dilations: tuple[int, int]
-    """Number of channels of the first convolution of the first block, and of all others."""
+    """Dilation of the first convolution of the first block, and of all others."""
 
 
 STAGES = (
