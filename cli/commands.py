@@ -44,7 +44,7 @@ TERM_COLUMN = 26
 
 
 FILES = re.compile("FILE|FOLDER")
-"""Metavars of options that take a file, a folder, or another value."""
+"""Words in the metavar of an option that takes a file or a folder, alone or among other values."""
 
 
 def complete_files(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
@@ -53,7 +53,7 @@ def complete_files(ctx: click.Context, parameter: click.Parameter, incomplete: s
 
 
 class Option(click.Option):
-    """An option in a group of the help; its environment variable is named after it, not after the parameter."""
+    """An option in a group of the help; its environment variable is named after the option, not after the parameter."""
 
     def __init__(self, *names: Any, group: Topic, rare: bool = False, **settings: Any) -> None:
         super().__init__(*names, **settings)

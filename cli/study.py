@@ -385,7 +385,7 @@ def diffuprompter(
 def alps(
     ctx: click.Context, /, chips: Path, out: Path, class_name: str, overwrite: bool, as_json: bool, **given: Any
 ) -> None:
-    """What a student gains from ALPS before the first mask: its gate, its clusters, its steps.
+    """What a student gains from ALPS before its first mask, with other gates, clusters and steps.
 
     In each row a student is pre-trained on pseudo-labels, keeps some of its weights, and is fine-tuned on a few masks
     of CHIPS. The row scratch is only fine-tuned; gains are relative to it, on the same chips. Rows: overall, backbone,

@@ -72,7 +72,7 @@ class Lines:
 
 
 class Records:
-    """Progress for programs: JSON objects, one per line, when a pass starts, every few seconds, and when it ends.
+    """Progress for programs: JSON objects, one per line, when a pass starts, a few times a second, and when it ends.
 
     Other lines on stderr are not JSON objects.
     """

@@ -207,5 +207,5 @@ def fit(polygons: Polygons) -> tuple[ConfidenceModel, dict[str, Any]]:
 
 
 def _plain(values: Float64Array) -> tuple[float, ...]:
-    # nine digits, which are more than significant and equal on every machine
+    # nine digits: more than are significant, and equal on every machine
     return tuple(round(float(value), 9) for value in values)

@@ -354,7 +354,7 @@ def _polygons_on(slides: tuple[str | Path, str], truth: LabelRaster) -> _Polygon
     if is_unplaced(grid) and own is not None and pyproj.CRS(own).geodetic_crs is not None:
         raise SceneError(
             f"{truth.path} has no georeference, but the polygons of {path} are in {pyproj.CRS(own).name}: give --scene "
-            "with a georeferenced raster of the same size"
+            "with a georeferenced raster of the same size and place"
         )
     table = _Polygons.of(features)
     polygons = near(table.outlines, grid.crs, grid.outline)

@@ -364,7 +364,7 @@ def off_centre(example: Example) -> Example:
 
 
 def shrunk(example: Example, factor: float) -> Example:
-    """Resample an example to pixels `factor` times as large: mean colours, majority of landslide."""
+    """Resample an example to pixels `factor` times as large: mean colours, landslide where at least half is."""
     height, width = (max(1, round(side / factor)) for side in example.ids.shape)
     rgb = np.array(Image.fromarray(example.rgb).resize((width, height), Image.Resampling.BOX))
     cover = Image.fromarray(example.truth.astype(np.float32)).resize((width, height), Image.Resampling.BOX)

@@ -46,7 +46,7 @@ from geolabel.training.bundled_data import read_image
 from geolabel.types import Int32Array, UInt8Array
 
 FOREST_SEEDS = range(700_000, 700_004)
-"""Number of synthetic scenes that the random forest is fitted to."""
+"""Seeds of the synthetic scenes that the random forest is fitted to."""
 
 FINE_GSD = 0.25
 """Metres per pixel at which orthophotos without georeference, of 0.2 to 0.9 m, are also processed."""

@@ -176,7 +176,7 @@ class Study:
     init_weights: Path | None = None
     """File of ImageNet weights, as there."""
     preset: PresetName = "cpu"
-    """Presets of trainings, except for the settings that its row varies."""
+    """Preset of each training, except for the settings that its row varies."""
     seeds: int = 1
     """Number of trainings of each row."""
     single_scale: bool = False

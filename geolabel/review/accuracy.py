@@ -184,7 +184,7 @@ def rare_total(counts: Float64Array, wholes: Float64Array, total: float) -> Esti
     each = total / size  # total objects per counted one
     _, variance = ratio(counts, wholes, total)
     wanted = seen * each
-    # effective count: the number that would have the same variance under Poisson's law
+    # effective count: the one that has the same relative variance under Poisson's law
     spread = max(variance * total**2 if math.isfinite(variance) else 0.0, seen * each**2 * max(0.0, 1 - 1 / each))
     looks = wanted**2 / spread if spread else seen
     unit = wanted / looks if looks else each

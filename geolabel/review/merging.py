@@ -189,7 +189,7 @@ class _Joint:
     table: gpd.GeoDataFrame
     """Rows with the columns `LAYER` and `WHY`."""
     names: Sequence[str]
-    """Reviews of the inventories."""
+    """Names of the inventories in the result."""
     owner: Int64Array
     """(N,) index of the inventory."""
     ids: AnyArray

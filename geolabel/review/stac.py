@@ -30,7 +30,7 @@ from geolabel.urls import without_secrets
 log = logging.getLogger(__name__)
 
 MAX_ITEM_BYTES = 16 << 20
-"""Media type of a network's item."""
+"""Maximum size in bytes of a network's item."""
 
 
 def stac_item(

@@ -25,7 +25,7 @@ MINIMUM_COUNT = 50
 """Minimum landslides for a fit: with fewer, exponents are unreliable (Clauset et al., figure 3.2)."""
 
 MINIMUM_TAIL = 10
-"""Minimum landslides above the minimum area."""
+"""Minimum number of landslides of at least the minimum area."""
 
 CANDIDATES = 50
 """Maximum number of tried minimum areas, spread over the ranks."""
@@ -56,7 +56,7 @@ class PowerLaw:
     min_area_m2: float
     """Minimum area of the fit."""
     count: int
-    """Number of landslides above it."""
+    """Number of landslides of at least this area."""
     distance: float
     """Kolmogorov-Smirnov distance between law and data, 0..1."""
     p: float

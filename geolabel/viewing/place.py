@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANEL_INCHES = 4.6
-"""Side of a panel, in pixels."""
+"""Side of a panel, in inches."""
 
 LETTERS = 100
-"""Height of a line of the title, in pixels."""
+"""Maximum characters of a line of the title."""
 
 
 @dataclass(frozen=True)
