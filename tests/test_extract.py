@@ -16,11 +16,13 @@ import pyogrio
 import pytest
 import rasterio
 import rioxarray
+import shapely
 from affine import Affine
 from rasterio.features import rasterize, shapes
 from shapely.geometry import shape
 
 import geolabel
+from geolabel.adaptation.confidence import plan_around
 from geolabel.engine import worker
 from geolabel.errors import OptionError, OutputError, SceneError
 from geolabel.extraction.extract import run_extract
@@ -575,13 +577,22 @@ def test_predict_writes_the_scores_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.tif", "scores.tif"]
 
 
-@pytest.mark.parametrize(("pixel", "warned"), [(0.5, False), (2.0, False), (50.0, True)])
+@pytest.mark.parametrize("working_gsd", [None, 2.0])
+@pytest.mark.parametrize(("pixel", "warned"), [(0.5, False), (2.0, False), (8.0, False), (50.0, True)])
 def test_pixels_coarser_than_the_networks_know_are_spoken_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, pixel: float, warned: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    pixel: float,
+    warned: bool,
+    working_gsd: float | None,
 ) -> None:
     locate = FakeLocalizer(gsd_range=(0.1, 2.01))
     monkeypatch.setattr(worker, "_load", lambda recipe: locate if recipe.role == "localizer" else BrightSegmenter())
     transform = Affine(pixel, 0, 500_000, 0, -pixel, 3_000_000)
     path = write(tmp_path / "scene.tif", np.zeros((8, 8), bool), transform=transform)
-    make_plan(SceneReader(path), *RECIPES, Parameters())
-    assert ("landslides less than" in caplog.text) == warned
+    plan = make_plan(SceneReader(path), *RECIPES, Parameters(), working_gsd=working_gsd)
+    assert caplog.text.count("landslides less than") == warned
+    everywhere = shapely.box(0, 0, plan.grid.width, plan.grid.height)
+    assert plan_around(plan, everywhere, RECIPES).grid.gsd == plan.grid.gsd
+    assert caplog.text.count("landslides less than") == warned  # a plan of a part of the scene says nothing again

@@ -95,7 +95,7 @@ def plan_around(plan: Plan, judged: shapely.Geometry, recipes: tuple[Recipe, Rec
     around = ground_around(judged, plan.segment_tiles.size / 2)
     area = shapely.transform(around, lambda points: points @ [[a, d], [b, e]] + [c, f])
     reader = plan.reader.within(area if plan.reader.aoi is None else area.intersection(plan.reader.aoi))
-    return make_plan(reader, *recipes, plan.parameters, working_gsd=plan.grid.gsd, stretch=plan.stretch)
+    return make_plan(reader, *recipes, plan.parameters, working_gsd=plan.grid.gsd, stretch=plan.stretch, warn=False)
 
 
 def ground_around(judged: shapely.Geometry, distance: float) -> shapely.Geometry:

@@ -144,6 +144,7 @@ def make_plan(
     bounds: tuple[float, float, float, float] | None = None,
     working_gsd: float | None = None,
     stretch: str | Stretch = "p2-98",
+    warn: bool = True,
 ) -> Plan:
     """Decide a run over one scene.
 
@@ -155,6 +156,8 @@ def make_plan(
         Metres per pixel of the working grid; by default the scene's own within the networks' range.
     stretch
         See `geolabel.radiometry.Stretch.from_sample`; or a known one.
+    warn
+        Whether to warn of pixels that are too coarse; False where an earlier plan of the scene has.
 
     Raises
     ------
@@ -177,6 +180,8 @@ def make_plan(
     )
     finest = max(locate.gsd_range[0], segment.gsd_range[0])
     coarsest = min(locate.gsd_range[1], segment.gsd_range[1])
+    if warn:
+        _warn_of_coarse_pixels(reader.scene.grid.gsd, coarsest)
     grid = _working_grid(reader, (finest, coarsest), bounds, working_gsd)
     # convolutions accept tiles of any size, networks that are prompted with words none larger than their own
     own = locate.window if isinstance(localizer, WordsRecipe) else LOCALIZER_TILE
@@ -209,6 +214,17 @@ def make_plan(
     )
 
 
+def _warn_of_coarse_pixels(gsd: float, coarsest: float) -> None:
+    if gsd > coarsest * MOST_ENLARGED * (1 + SAME_GSD):
+        log.warning(
+            "pixels of %.3g m are much coarser than the %.3g m that the networks know, and a finer working grid adds "
+            "no detail: landslides less than %.2g m across are rarely found",
+            gsd,
+            coarsest,
+            LEAST_PIXELS * gsd,
+        )
+
+
 def _working_grid(
     reader: SceneReader,
     gsd_range: tuple[float, float],
@@ -216,16 +232,7 @@ def _working_grid(
     working_gsd: float | None,
 ) -> Grid:
     """The scene's grid at the working pixel size, cropped to the bounds and the area of interest."""
-    native, (_, coarsest) = reader.scene.grid, gsd_range
-    if working_gsd is None and native.gsd > coarsest * MOST_ENLARGED * (1 + SAME_GSD):
-        log.warning(
-            "pixels of %.3g m are enlarged %g times, and are still coarser than the %.3g m that the networks know: "
-            "landslides less than %.2g m across are rarely found",
-            native.gsd,
-            MOST_ENLARGED,
-            coarsest,
-            LEAST_PIXELS * native.gsd,
-        )
+    native = reader.scene.grid
     check_metres("working gsd", working_gsd)
     grid = native.working(gsd_range) if working_gsd is None else native.at_gsd(working_gsd)
     for region in (bounds, reader.aoi.bounds if reader.aoi is not None else None):
