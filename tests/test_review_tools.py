@@ -764,6 +764,20 @@ def test_a_merge_keeps_the_ground_that_masks_left_out_of_all_inventories(tmp_pat
     assert "masked" not in gpd.list_layers(out)["name"].tolist()
 
 
+@pytest.mark.parametrize("dst_crs", [None, "EPSG:4326", "EPSG:32647"])
+def test_ground_that_another_inventory_saw_whole_leaves_no_slivers_in_another_crs(
+    tmp_path: Path, dst_crs: str | None
+) -> None:
+    """Four tiles have corners on the sides of the masked west, which has none there; then one is not seen."""
+    hers = masked_half(tmp_path / "hers.gpkg")
+    _, out = merged(hers, write(tmp_path / "his.gpkg", FIVE, tiles=tiles()), dst_crs=dst_crs)
+    assert "masked" not in gpd.list_layers(out)["name"].tolist()
+    seen = tiles().iloc[[0, 1, 3]]
+    _, out = merged(hers, write(tmp_path / "his.gpkg", FIVE, tiles=seen), dst_crs=dst_crs, discard_review=True)
+    left_out = gpd.read_file(out, layer="masked").to_crs(UTM)
+    assert left_out.area.tolist() == pytest.approx([160_000], rel=1e-6)
+
+
 def test_a_merge_gives_the_same_bytes_again(tmp_path: Path) -> None:
     hers, his = write(tmp_path / "hers.gpkg", FIVE), write(tmp_path / "his.gpkg", FIVE, [square(500, 0)])
     geolabel.merge([hers, his], tmp_path / "one.gpkg")

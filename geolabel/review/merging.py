@@ -159,11 +159,15 @@ def merge(
 
 
 def _masked(paths: Sequence[str | Path], reviews: Sequence[Review], crs: pyproj.CRS | None) -> gpd.GeoDataFrame | None:
-    """Ground that masks left out of an inventory, and that no other one saw, by its layer ``tiles``, in polygons."""
+    """Ground that masks left out of an inventory, and that no other one saw, by its layer ``tiles``, in polygons.
+
+    Compared in the CRS of the first inventory: in another CRS, shared sides with different vertices leave slivers.
+    """
+    first = reviews[0].crs
 
     def union(grounds: Sequence[shapely.Geometry | None]) -> shapely.Geometry:
         pairs = [(ground, review.crs) for ground, review in zip(grounds, reviews, strict=True) if ground is not None]
-        parts = [reprojected(gpd.GeoDataFrame(geometry=[ground], crs=own), crs) for ground, own in pairs]
+        parts = [reprojected(gpd.GeoDataFrame(geometry=[ground], crs=own), first) for ground, own in pairs]
         return shapely.union_all(np.concatenate([np.zeros(0, object), *parts]))
 
     left_out = union([masked_ground(path) for path in paths])
@@ -171,6 +175,7 @@ def _masked(paths: Sequence[str | Path], reviews: Sequence[Review], crs: pyproj.
         return None
     seen = union([frame_of(path, review.crs, None) for path, review in zip(paths, reviews, strict=True)])
     parts = [part for part in shapely.get_parts(shapely.difference(left_out, seen)) if part.area]
+    parts = [*shapely.get_parts(reprojected(gpd.GeoDataFrame(geometry=parts, crs=first), crs))]
     return gpd.GeoDataFrame({"id": np.arange(1, len(parts) + 1)}, geometry=parts, crs=crs)
 
 
