@@ -50,10 +50,10 @@ CHECKSUMS = "crc32"
 """Metadata key for the checksum of each array, in JSON."""
 
 OWN_NAME = re.compile(r"[^/]+/\d{8}\.safetensors")
-"""Suffix of records."""
+"""Name of a record, relative to the root."""
 
 OWN_PART = re.compile(r"[^/]+/[0-9a-f]{32}\.part")
-"""Suffix of records that are being written."""
+"""Name of a record that is being written, relative to the root."""
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """Errors when reading a damaged record."""

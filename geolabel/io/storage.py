@@ -227,7 +227,7 @@ class _RemoteStorage:
             _patient(lambda: self.files.rm_file(self._path(name)), name)
 
     def prune(self) -> None:
-        """Nothing to do: object stores have no folders."""
+        """Delete the root if it is an empty folder; most stores have no folders."""
         with suppress(OSError):
             if not any(self.names()) and self.files.isdir(self.root):
                 self.files.rm(self.root, recursive=True)

@@ -240,7 +240,7 @@ def _widget(name: str, kind: Kind) -> str:
 
 
 def _settings(name: str, kind: Kind) -> dict[str, tuple[str, str]]:
-    """Type and value of a setting of a widget."""
+    """Settings of a widget by name, as type and value."""
     if name == "notes":
         return {"IsMultiline": ("bool", "true"), "UseHtml": ("bool", "false")}
     if kind == "date":

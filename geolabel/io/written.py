@@ -172,7 +172,7 @@ class _Asked:
 
     box: shapely.Geometry | None = None
     row: int = -1
-    """Outline of the box in its layer."""
+    """Row of the box in its layer."""
     said: tuple[Any, Any] = (None, None)
     """Class and status of the box."""
     points: tuple[tuple[float, float, float], ...] = ()

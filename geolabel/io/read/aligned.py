@@ -147,7 +147,7 @@ def _between(
 
 
 def _picked(values: AnyArray, rows: AnyArray, cols: AnyArray) -> AnyArray:
-    """Values (h, w) at rows and columns; a single slice if these are (h, 1) and (1, w)."""
+    """Values (h, w) at rows and columns; whole lines if these are (h, 1) and (1, w)."""
     if rows.shape[1] == cols.shape[0] == 1:
         return values[_line(rows[:, 0])][:, _line(cols[0])]
     return np.asarray(values[rows, cols])

@@ -301,7 +301,7 @@ def _names_in(home: Path) -> list[str]:
         inner[:] = sorted(inner) if depth < MAX_DEPTH else []
         names += [(Path(folder).relative_to(home) / file).as_posix() for file in files]
         if len(names) > MAX_NAMES:
-            return []  # neither a folder nor an archive
+            return []  # more than a delivery has
     return names
 
 

@@ -291,7 +291,7 @@ def settings(*, network: bool) -> dict[str, object]:
     """GDAL's settings for every access to a raster, local or on a network.
 
     Nothing that is opened may run code or name bytes to read as pixels. On this machine, files beside a raster are
-    allowed and checked first; they are requested by name, so all of them are known. On a network there are none.
+    allowed and checked first; they are requested by name, so all of them are known. On a network they are ignored.
     """
     chosen: dict[str, object] = {
         "GDAL_VRT_ENABLE_PYTHON": False,

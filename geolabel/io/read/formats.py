@@ -83,7 +83,7 @@ MAX_BESIDE = 4
 """Maximum nesting of files beside a raster, such as overviews of a mask of overviews."""
 
 IMAGE_BYTES = 16
-"""The first bytes of an image include a zero. Drivers of text formats, such as VRT, stop reading there."""
+"""Number of first bytes that include a zero in an image. Drivers of text formats, such as VRT, stop reading there."""
 
 _INNER = re.compile(rf"({'|'.join(f.inner for f in FORMATS if f.inner)}):(?:\d+:|\w+:\d+:)?(.+)", re.IGNORECASE)
 

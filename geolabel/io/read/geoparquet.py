@@ -44,7 +44,7 @@ class Features:
     """The features of a file."""
 
     name: str
-    """CRS of the layer."""
+    """Name of the layer."""
     wkb: list[bytes | None]
     """Geometries (N,) as stored."""
     columns: dict[str, tuple[AnyArray, BoolArray]]

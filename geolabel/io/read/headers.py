@@ -139,7 +139,8 @@ def grid_of(header: Header, gsd: float | None) -> Grid:
     Raises
     ------
     SceneError
-        If it is not georeferenced and `gsd` is missing, or `gsd` is given for a raster with a CRS.
+        If it is georeferenced by ground control points or RPCs, or has a CRS without a transform, or if `gsd` is
+        missing without a CRS or given with one.
     """
     height, width = header.height, header.width
     if header.approximate:

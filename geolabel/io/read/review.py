@@ -129,7 +129,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
     held = {name: layer_info(path, name)["crs"] for name in beside if name not in tables}
     check_one_crs(path, {name: table.crs for name, table in tables.items()} | held)
     rows = pd.concat([_judged(name, table, written) for name, table in tables.items()], ignore_index=True)
-    # moved to another layer unchanged: the copy is kept, the original ignored
+    # copied to another layer unchanged: the copy is kept, the original ignored
     copied = rows.loc[rows[WHY].notna() & ~rows[REDRAWN].astype(bool), "id"].dropna()
     rows = rows[~(rows[WHY].isna() & rows["id"].isin(copied))].reset_index(drop=True)
     taken = rows["id"].notna() & rows["id"].duplicated()
