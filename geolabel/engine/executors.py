@@ -164,7 +164,7 @@ def clustered() -> bool:
 
 
 def everywhere(function: Callable[..., R], *arguments: Any) -> dict[str, R]:
-    """Call a function once in every worker, or here without any; results by the worker's address.
+    """Call a function once in every worker, or here if there are none; results by the worker's address.
 
     Raises
     ------

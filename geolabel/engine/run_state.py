@@ -107,7 +107,7 @@ class State:
 
 
 Changes = Mapping[str, tuple[Any, Any]]
-"""Names of key values that may change between a run and the one that resumes it, with the allowed changes."""
+"""Last names of key values that may change between a run and the one that resumes it, from and to what."""
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], allowed: Changes | None = None, limit: int = 4) -> str:

@@ -115,7 +115,7 @@ class Before:
     tables: UInt8Array
     """(3, 256) table of grey values, matched so that unchanged ground looks as in the scene after the event."""
     stable: Stable
-    """Variation of patches."""
+    """Distribution of the differences between patches of the images and of the scene."""
 
     @property
     def reader(self) -> AlignedReader | Filled:

@@ -131,7 +131,7 @@ def check_evidence(evidence: Sequence[Evidence], outputs: Sequence[Path]) -> dic
     Raises
     ------
     OutputError
-        If an output is one of the files read here.
+        If an output is one of the files of the evidence.
     """
     readers = [reader for known in evidence for reader in known.readers]
     for reader in readers:
@@ -350,7 +350,7 @@ _COMPARE = Pass("compare", _compare_tile, LayerSums, _where_tile)
 def reasons(
     polygons: gpd.GeoDataFrame, evidence: Evidence, asked: BoolArray, ground: BoolArray | None = None
 ) -> AnyArray:
-    """(K,) why polygons are not landslides; None if the evidence does not contradict.
+    """(K,) why polygons are not landslides; None for those that the evidence does not contradict.
 
     Parameters
     ----------

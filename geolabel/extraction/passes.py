@@ -299,7 +299,7 @@ def _answer(run: Run, images: Sequence[UInt8Array], prompted: list[PromptedWindo
 
 
 def _followed(run: Run, seen: PromptedWindow, masks: Masks) -> tuple[Masks, BoolArray]:
-    """Masks after those that disagree with the activation are replaced, if the method does that; and which were."""
+    """Masks, and which were replaced since they disagree with the activation, if the method does that."""
     if not (run.localized and run.plan.method.activation_floor and len(masks)):
         return masks, np.zeros(len(masks), bool)
     prompts = seen.prompts.shift(-seen.window.col, -seen.window.row)
@@ -418,7 +418,7 @@ def _merge_maps(run: Run, job: tuple[int, int]) -> bool:
 
 
 def to_scores(grey: UInt8Array) -> UInt8Array:
-    """(H, W) scores 0..254 of grey values 0..255; one half, between 127 and 128, becomes that between 126 and 127."""
+    """(H, W) scores 0..254 of grey values 0..255; one half, between 127 and 128, is between 126 and 127 of them."""
     table: UInt8Array = np.floor(np.arange(LEVELS + 1) * (FULL / LEVELS)).astype(np.uint8)
     return table[grey]
 

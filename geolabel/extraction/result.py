@@ -70,7 +70,7 @@ class Part:
 
     @property
     def landslides(self) -> gpd.GeoDataFrame:
-        """The polygons with at least a confidence of `Parameters.min_confidence`."""
+        """Polygons not below `Parameters.min_confidence` that no evidence contradicts."""
         return self.polygons[_is_likely(self.polygons, self.plan)].reset_index(drop=True)
 
     @property
@@ -85,7 +85,7 @@ class Result:
 
     landslides: gpd.GeoDataFrame
     candidates: gpd.GeoDataFrame
-    """Polygons below `Parameters.min_confidence`, numbered with the landslides."""
+    """Polygons below `Parameters.min_confidence` or contradicted by evidence, numbered with the landslides."""
     boxes: gpd.GeoDataFrame
     """Boxes as in the layer ``prompts``."""
     points: gpd.GeoDataFrame

@@ -20,7 +20,7 @@ class Supplements:
     Raises
     ------
     OptionError
-        If a minimum slope is given without heights, or is not in degrees, or masks without an earlier image.
+        If a minimum slope is given without heights, or is not in degrees, or masks are given without an earlier image.
     """
 
     dem: str | Path | None = None

@@ -70,7 +70,7 @@ class Objects:
     class_ids: Int32Array
     """(K,) class of each object."""
     parts: Int32Array | None = None
-    """(K,) part number of each split object, from 0; None if nothing was split. Different parts may touch."""
+    """(K,) number of each object among the parts of a split one, from 0; None if none was split. Parts may touch."""
     ground: BoolArray | None = None
     """(K,) whether each is ground cut out of landslides, see `geolabel.extraction.cutting`; None if nothing was
     checked. They may touch the others."""
