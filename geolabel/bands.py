@@ -36,7 +36,7 @@ RANGES_NM = {"red": (600.0, 700.0), "green": (510.0, 600.0), "blue": (440.0, 515
 _STATED_NM = re.compile(r"(\d+(?:\.\d+)?) ?(nm|nanomet\w*|um|µm|μm|micromet\w*|micron\w*)\b")
 
 _SPECTRAL = re.compile(r"red|green|blue|infra|\b[ns]w?ir|\bvnir|coastal|yellow|thermal|pan|\bb\d|\bn\b|ndvi|\d ?nm\b")
-"""Keys of a description that contain the name of the band."""
+"""Parts of a description that tell what a band measures."""
 
 _NUMBERING = re.compile(r"landsat|sentinel|(^|[^a-z])(l[coet]0\d|s2[abc]?|hls)[_.]", re.IGNORECASE)
 """Sensors whose bands are identified by number."""
@@ -227,7 +227,7 @@ def _by_name(names: Sequence[str | None], sensor: str) -> _Found | None:
 
 
 def _numbers(plain: Sequence[str], sensor: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Names of numbered bands by colour, and warnings about them."""
+    """Colours of numbered bands by description, and warnings about them."""
     numbered = {name: match[1].lstrip("0") for name in plain if (match := _NUMBERED.search(name))}
     there = set(numbered.values())
     in_a_row = there == {str(n) for n in range(1, len(there) + 1)} and all(f"b{n}" in plain for n in there)

@@ -147,7 +147,7 @@ class _Squares:
 
 @dataclass(frozen=True)
 class Stable:
-    """Distribution of the mean features of patches between the images: light, season and noise."""
+    """Distribution of the differences in mean features of patches: light, season and noise."""
 
     median: tuple[float, float, float]
     spread: tuple[float, float, float]
@@ -225,9 +225,9 @@ def pixel_features(
     before
         Image before the event, its grey values matched to `after`; or None.
     valid : (h, w)
-        Where both images are valid.
+        Where the images are valid.
     stable
-        Variation of patches between the images.
+        Distribution of the differences between patches of the images.
     where : (h, w)
         The P pixels to compute. Pixels more than `REACH` away from all of them have no influence.
     """
@@ -256,7 +256,7 @@ def _of(seen: Seen, when: str) -> list[tuple[str, AnyArray]]:
 
 
 def _likeness(after: UInt8Array, before: UInt8Array, valid: BoolArray, where: BoolArray) -> dict[str, AnyArray]:
-    """Correlation (P,) of the brightness of both images around pixels, sampled as sums of 3 by 3 pixels."""
+    """Correlation (P,) of the brightness of both images around pixels, averaged over 3 by 3 pixels first."""
     one, other = (box_sums(valid * _total(image), NEAR) // 9 for image in (after, before))
     tables = [_table(values) for values in (np.ones_like(one), one, other, one * one, other * other, one * other)]
     found = {}

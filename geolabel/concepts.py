@@ -101,7 +101,7 @@ class Grounding(Asked):
         if self.draws < 1:
             raise OptionError(f"draws {self.draws}: at least one is needed")
         if self.timestep < 0:
-            raise OptionError(f"time step {self.timestep}: give 1 or more (0 is no noise)")
+            raise OptionError(f"time step {self.timestep}: give at least 0 (no noise)")
         before, *after = self.template.split("{}")
         if len(after) != 1 or before[-1:].isalnum() or after[0][:1].isalnum():
             raise OptionError(f"template {self.template!r}: it needs one {{}} in place of the class, as a whole word")

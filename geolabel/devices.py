@@ -22,7 +22,7 @@ from geolabel.errors import OptionError
 R = TypeVar("R")
 
 Precision = Literal["fp32", "tf32", "bf16"]
-"""``tf32`` is single precision with products rounded to 10 bits of each factor, on the tensor cores of CUDA devices."""
+"""``tf32`` is single precision with factors of products rounded to 10 bits, on the tensor cores of CUDA devices."""
 
 Compile = Literal["auto", "on", "off"]
 

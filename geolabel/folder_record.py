@@ -216,8 +216,7 @@ def write_record(path: Path, files: Iterable[tuple[str, Mark]]) -> None:
 
 
 def _line(values: object) -> bytes:
-    # names may hold invalid UTF-8, which escaped ASCII preserves; a line starts with a newline in case one was
-    # truncated
+    # names may hold invalid UTF-8, which escaped ASCII preserves
     return json.dumps(values).encode() + b"\n"
 
 
@@ -230,7 +229,7 @@ def _is_header(line: bytes) -> bool:
 
 
 def _is_inner(name: str) -> bool:
-    """Whether a name is that of a file in a subfolder."""
+    """Whether a name is that of a file in a folder or its subfolders."""
     path = PurePosixPath(name)
     return (
         bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name

@@ -23,7 +23,7 @@ from geolabel.types import BoolArray, Float64Array, Int64Array
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of K polygons on the ground; NaN if their CRS has no metres."""
+    """Sizes of K polygons on the ground; NaN if unknown, such as longitudes without a CRS."""
 
     area_m2: Float64Array
     """(K,) geodesic area without holes."""

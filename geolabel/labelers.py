@@ -73,7 +73,7 @@ class ConfidenceLabeler:
 
 
 def _stability_map(masks: Masks, *, logits: bool = False) -> Float32Array:
-    """(M, H, W) probability (0..1) or logit of every pixel of masks; `FULL` is lowered by one step."""
+    """(M, H, W) probability (0..1) or logit of every pixel; scores of 0 and `FULL` have that of 1 and `FULL` - 1."""
     probability = masks.scores.astype(np.float32) / np.float32(FULL)
     if not logits:
         return probability

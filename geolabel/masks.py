@@ -134,7 +134,7 @@ def stability_score(logits: Float32Array, offset: float = STABILITY_OFFSET) -> F
 
     Source: segment-anything, ``calculate_stability_score`` (threshold 0).
     """
-    # -1 avoids a division by 0 for masks that are faint everywhere
+    # not -1: it cannot be inferred for masks without a pixel, such as those that are faint everywhere
     masks = logits.reshape(math.prod(logits.shape[:-2]), *logits.shape[-2:])
     inner, outer = (np.asarray([np.count_nonzero(mask > cut) for mask in masks]) for cut in (offset, -offset))
     share: Float32Array = (inner / np.maximum(outer, 1)).astype(np.float32)

@@ -224,8 +224,8 @@ class WidthCounts:
 def object_widths(ids: Int32Array) -> Float64Array:
     """(N,) short side in pixels of the minimum rotated rectangle around each numbered object of (H, W).
 
-    The rectangle contains the pixels' squares, so a row of pixels is 1 px wide. Objects are in the order of their
-    numbers, from 1.
+    The rectangle contains the pixels' squares, so a row of pixels is 1 px wide. Objects are in the order of the
+    numbers that occur, from 1.
     """
     widths = []
     for number, place in enumerate(ndimage.find_objects(ids), 1):

@@ -24,7 +24,7 @@ MAX_JSON_BYTES = 256 << 20
 """Maximum size of a user's JSON file."""
 
 MAX_XML_BYTES = 64 << 20
-"""Maximum number of elements; a mosaic of 50,000 sources has about as many."""
+"""Maximum size of XML; a mosaic of 50,000 sources takes about as much."""
 
 MAX_DEPTH = 64
 """Maximum nesting of values or elements."""

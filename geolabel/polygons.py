@@ -24,7 +24,7 @@ Geometries = NDArray[np.object_]
 """(K,) shapely geometries."""
 
 PAIRS = 1 << 14
-"""Of polygons, whose intersections are in memory at once."""
+"""Maximum number of pairs of polygons whose intersections are in memory at once."""
 
 SMOOTHING_ROUNDS = 4
 """Iterations of `smooth`; each doubles the number of vertices and halves the cut."""

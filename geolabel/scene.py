@@ -77,7 +77,7 @@ class Grid:
         return shapely.Polygon([self.transform * corner for corner in corners])
 
     def pixel_size_m(self) -> tuple[float, float]:
-        """Width and height of the central pixel in metres, geodesic if the CRS is.
+        """Width and height of the central pixel in metres, geodesic unless the CRS is local (engineering) or missing.
 
         Raises
         ------

@@ -37,7 +37,7 @@ NEW, OLD = "new", "old"
 """Subfolders: new files, and the files they replace."""
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-"""Errors of file systems without locks: scratch folders there cannot be known as dead, and are kept."""
+"""Errors of file systems without locks, where scratch folders are kept, since their run may be alive."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def split_at_necks(
     Parameters
     ----------
     spans, labels, count
-        Disjoint objects: spans in raster order, object (N,) of each, number of objects.
+        Objects that do not touch: spans in raster order, object (N,) of each, number of objects.
     neck
         Maximum width of a neck, as a share of the width of the narrower part, 0..1.
     min_area_px

@@ -108,7 +108,7 @@ DIFFUSION_WORDS = ("photo", "of", "a", "an", "landslide", "mud|slide", "airplane
 """Default vocabulary of the tokenizer of `write_diffusion`."""
 
 RECIPES = LocalizerRecipe("stand-in", "0" * 64, batch=1), SegmenterRecipe("stand-in", "0" * 64, batch=1)
-"""Source of recipes for stand-ins, for runs whose tasks go to other processes."""
+"""Recipes of stand-ins, for runs whose tasks go to other processes."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def stand_in(recipe: Recipe) -> Localizer | Segmenter:
 def write_diffusion(folder: Path, words: Sequence[str] = DIFFUSION_WORDS, *, seed: int = 0) -> Path:
     """Write a tiny text-to-image model with random weights in the format of diffusers; return its folder.
 
-    It takes images of 128 px, attends to 16, 8, 4 and 2 cells a side, and reads 77 tokens. Needs diffusers,
-    transformers.
+    It takes images of 128 px, attends to 16, 8, 4 and 2 cells a side, and reads up to 77 tokens. Needs diffusers
+    and transformers.
 
     Parameters
     ----------
