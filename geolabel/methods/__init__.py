@@ -65,7 +65,7 @@ class Method:
         Raises
         ------
         OptionError
-            If the method does not have an option, or a value is invalid.
+            If the method does not have one of the options, or a value is invalid.
         """
         return _chosen(self, "for_chips", given)
 

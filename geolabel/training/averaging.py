@@ -47,7 +47,7 @@ def average_localizers(
     Raises
     ------
     OutputError
-        If `out` contains one of the files, or cannot be written.
+        If one of the files would be overwritten, or `out` cannot be written.
     WeightsError
         If the architectures differ, or are not that of a pyramid localizer.
     """

@@ -196,9 +196,9 @@ def measure(
 
     Returns
     -------
-    ``map/f1`` at ``map/threshold``, the raw value with the highest mean over the sets of `balanced_f1`; ``map/hit``,
-    the share of windows of `WINDOW` pixels with landslides whose maximum is on one; ``gate/auc`` of pictures, by the
-    highest class logit of their windows of `GATE` pixels, those with landslides against those without;
+    ``map/f1`` at ``map/threshold``, the raw value with the highest mean F1 over the sets, see `best_threshold`;
+    ``map/hit``, the share of windows of `WINDOW` pixels with landslides whose maximum is on one; ``gate/auc`` of
+    pictures, by the highest class logit of their windows of `GATE` pixels, those with landslides against those without;
     ``gate/scale`` and ``gate/shift``, which calibrate that logit for half of the pictures showing a landslide, with
     equal weights of the sets.
     """

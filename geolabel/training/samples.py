@@ -134,8 +134,8 @@ def _change(sample: Sample, rng: Generator, changes: Changes) -> UInt8Array:
 def lay_together(samples: Sequence[Sample], rng: Generator, share: float) -> list[Sample]:
     """Cover a random rectangle of about a `share` of the samples by the same rectangle of the next sample.
 
-    A mosaic of scenes changes its light and colours along straight lines, and what lies between them is no landslide
-    for that. Source: Yun et al. (2019), "CutMix".
+    A mosaic of scenes changes its light and colours along straight lines, which do not make the ground between them a
+    landslide. Source: Yun et al. (2019), "CutMix".
     """
     laid = []
     for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True):

@@ -318,7 +318,7 @@ def _deleted(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS
 
 
 def _cut_off(rows: pd.DataFrame, written: Mapping[int, Written], crs: pyproj.CRS | None) -> gpd.GeoDataFrame:
-    """Parts of redrawn polygons that they covered when written, and do not cover now."""
+    """Parts that redrawn polygons covered when they were written, and do not cover now."""
     redrawn = rows[rows[REDRAWN].astype(bool) & rows["id"].isin(list(written))]
     before = [written[int(number)].outline for number in redrawn["id"]]
     parts = shapely.difference(shapely.make_valid(before), shapely.make_valid(redrawn.geometry.to_numpy()))

@@ -36,7 +36,7 @@ class PyramidLocalizer(nn.Module):
     widths, depths
         Widths and depths of a residual trunk.
     trunk
-        Instead of these, a variant of EfficientNet-Lite: `imagenet.VARIANTS`.
+        Instead of these, a variant of EfficientNet-Lite: `geolabel.models.nets.trunk.VARIANTS`.
     features
         Channels of the pyramid, the D of ``theta^T F``.
     projected

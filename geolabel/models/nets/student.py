@@ -193,7 +193,7 @@ class ResUNet(nn.Module):
         Blocks of every stage of a `Trunk`, which then is the encoder, if wanted with weights of the bundled networks.
         Its first output has a quarter of the resolution, and so has the result before it is enlarged.
     trunk
-        Instead of both, a variant of EfficientNet-Lite as the encoder: `imagenet.VARIANTS`.
+        Instead of both, a variant of EfficientNet-Lite as the encoder: `geolabel.models.nets.trunk.VARIANTS`.
     """
 
     def __init__(
