@@ -218,8 +218,13 @@ def join(parts: Sequence[Spans]) -> tuple[Spans, Int64Array]:
     return Spans(row[new], start[new], stop[last]), index
 
 
-def large_components(spans: Spans, minimum: float) -> tuple[Spans, Int32Array, int]:
+def large_components(spans: Spans, minimum: float, *, frame: Window | None = None) -> tuple[Spans, Int32Array, int]:
     """The 4-connected components of at least `minimum` pixels.
+
+    Parameters
+    ----------
+    frame
+        Window of a block: components that touch its frame, and may continue beyond it, are kept.
 
     Returns
     -------
@@ -229,25 +234,17 @@ def large_components(spans: Spans, minimum: float) -> tuple[Spans, Int32Array, i
     """
     labels, count = spans.components(4)
     keep = total(spans.lengths, labels, count) >= minimum
+    if frame is not None:
+        touches = (spans.row == frame.row) | (spans.row == frame.bottom - 1)
+        touches |= (spans.start == frame.col) | (spans.stop == frame.right)
+        keep[labels[touches]] = True
     kept, number = keep[labels], np.cumsum(keep, dtype=np.int32) - 1
     return spans[kept], number[labels[kept]], int(np.count_nonzero(keep))
 
 
 def drop_small(spans: Spans, minimum: float, *, frame: Window | None = None) -> Spans:
-    """Spans of the 4-connected components of at least `minimum` pixels.
-
-    Parameters
-    ----------
-    frame
-        Window of a block: components that touch its frame, and may continue beyond it, are kept.
-    """
-    labels, count = spans.components(4)
-    keep = total(spans.lengths, labels, count) >= minimum
-    if frame is not None:
-        touches = (spans.row == frame.row) | (spans.row == frame.bottom - 1)
-        touches |= (spans.start == frame.col) | (spans.stop == frame.right)
-        keep[labels[touches]] = True
-    return spans[keep[labels]]
+    """The spans of `large_components`."""
+    return large_components(spans, minimum, frame=frame)[0]
 
 
 def holes(spans: Spans, maximum: float, height: int) -> tuple[Spans, Int32Array, int]:
