@@ -16,6 +16,7 @@ import pytest
 from shapely import Polygon, box
 
 from geolabel.errors import VectorError
+from geolabel.io.read.features import read_layer
 from geolabel.io.read.review import LAYER, read_review, read_work
 from geolabel.io.read.typed_columns import joint_kind, read_polygon_table
 from geolabel.io.write.vectors import Reviewed, write_layers
@@ -172,6 +173,52 @@ def test_columns_that_differ_in_case_alone_are_both_kept(tmp_path: Path) -> None
     export(path, tmp_path / "out.gpkg")
     kept = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")
     assert kept[["notes", "Notes_", "Owner", "OWNER_"]].to_numpy().tolist() == [["a", "b", "c", "d"]]
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "geojson", "parquet"])
+def test_names_that_differ_in_case_between_layers_are_one_column(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "slides.gpkg"
+    squares(1, status=["accepted"], Depth=[3]).to_file(path, layer="landslides")
+    squares(2, status=["accepted"] * 2, depth=[1, 4]).iloc[1:].to_file(path, layer="candidates")
+    review = read_review(path)
+    assert (review.columns, review.kept["Depth"].tolist()) == ({"Depth": "int"}, [3, 4])
+    export(path, tmp_path / f"out.{suffix}")
+    found = read_layer(tmp_path / f"out.{suffix}")
+    assert found["Depth"].tolist() == [3, 4]
+
+
+def test_names_that_differ_in_case_between_inventories_are_one_column(tmp_path: Path) -> None:
+    squares(1, depth=[3]).to_file(tmp_path / "a.gpkg")
+    squares(2, DEPTH=[0.5, 1.5]).iloc[1:].to_file(tmp_path / "b.gpkg")
+    merge([tmp_path / "a.gpkg", tmp_path / "b.gpkg"], tmp_path / "out.gpkg")
+    assert gpd.read_file(tmp_path / "out.gpkg", layer="landslides")["depth"].tolist() == [3.0, 1.5]
+
+
+def test_names_of_a_person_that_end_with_a_space_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "slides.gpkg"
+    squares(2, **{"status": ["accepted", "rejected"], "depth ": [7, 8], "why ": ["a", "b"]}).to_file(path)
+    export(path, tmp_path / "out.gpkg")
+    kept, refused = (gpd.read_file(tmp_path / "out.gpkg", layer=name) for name in ("landslides", "rejected"))
+    assert kept[["depth ", "why _"]].to_numpy().tolist() == [[7, "a"]]
+    assert refused[["depth ", "why _"]].to_numpy().tolist() == [[8, "b"]]
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "parquet", "geojson", "shp"])
+@pytest.mark.parametrize(
+    ("numbers", "expected", "kind"),
+    [([0, 1], [1, None, 0, 1], "int"), ([0.5, 1], [1, None, 0.5, 1], "real")],
+)
+def test_a_check_box_beside_numbers_is_a_number(
+    tmp_path: Path, numbers: list[float], expected: list[float | None], kind: str, suffix: str
+) -> None:
+    path, out = tmp_path / "slides.gpkg", tmp_path / f"out.{suffix}"
+    rows = squares(4, status=["accepted"] * 4)
+    rows.iloc[:2].assign(seen=pd.array([True, None], "boolean")).to_file(path, layer="landslides")
+    rows.iloc[2:].assign(seen=numbers).to_file(path, layer="candidates")
+    assert read_review(path).columns == {"seen": kind}
+    export(path, out)
+    found = read_layer(out)["seen"]
+    assert [None if pd.isna(one) else one for one in found] == expected
 
 
 def test_lists_of_geojson_become_texts_in_json(tmp_path: Path) -> None:

@@ -331,6 +331,8 @@ def _column(parts: Sequence[pd.Series], kind: Kind) -> AnyArray:
     if kind == "int" and not missing.any():
         return values.astype(np.int64)
     values[missing] = None
+    if kind == "int":  # check boxes of another table, as 0 and 1
+        values = np.array([*(int(one) if isinstance(one, bool) else one for one in values), None], object)[:-1]
     return values
 
 

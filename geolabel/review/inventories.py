@@ -22,6 +22,7 @@ from geolabel.io.read.review import (
     WHY,
     read_review,
 )
+from geolabel.io.read.typed_columns import FACTS
 from geolabel.io.written import Record, read_written
 from geolabel.polygons import valid_multipolygons
 from geolabel.types import AnyArray, BoolArray, Float64Array
@@ -92,7 +93,7 @@ def read_inventory(path: str | Path) -> Inventory:
     order = np.argsort(pd.to_numeric(rows["id"]).to_numpy(float), kind="stable")  # those without a number come last
     rows = rows.iloc[order].reset_index(drop=True)
     state = rows[WHY].astype(object).where(rows[WHY].notna(), UNREVIEWED).to_numpy()
-    own = [name for name in rows.columns if not str(name).endswith(" ")]
+    own = [name for name in rows.columns if name not in FACTS]
     polygons = gpd.GeoDataFrame(rows[own], geometry="geometry", crs=review.crs)
     return Inventory(review.crs, polygons, rows[LAYER].to_numpy(object), state, record)
 

@@ -13,7 +13,7 @@ An unreviewed polygon that covers at least half of an accepted one becomes a can
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from geolabel.io.read.review import (
     check_work,
     read_review,
 )
-from geolabel.io.read.typed_columns import added_columns, common_kinds
+from geolabel.io.read.typed_columns import added_columns, common_kinds, one_case, one_spelling
 from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.io.written import plain, read_written
@@ -127,7 +127,7 @@ def merge(
     check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=inventories)
     check_work(out, carried)
     names = _names(inventories)
-    reviews = [read_review(path, record=read_written(path)) for path in inventories]
+    reviews = _spelled_alike([read_review(path, record=read_written(path)) for path in inventories])
     check_dst_crs(crs, reviews[0].crs)
     check_lonlat(Path(out), reviews[0].crs, crs)
     joint = _Joint.of(reviews, names, crs or reviews[0].crs)
@@ -156,6 +156,20 @@ def merge(
         carried=carried,
     )
     return found
+
+
+def _spelled_alike(reviews: Sequence[Review]) -> list[Review]:
+    """The same reviews with one spelling of columns that differ in case only, see `one_spelling`."""
+    return [
+        replace(
+            review,
+            kept=review.kept.rename(columns=new),
+            rejected=review.rejected.rename(columns=new),
+            waiting=review.waiting.rename(columns=new),
+            columns={new.get(name, name): kind for name, kind in review.columns.items()},
+        )
+        for review, new in zip(reviews, one_spelling(review.columns for review in reviews), strict=True)
+    ]
 
 
 def _masked(paths: Sequence[str | Path], reviews: Sequence[Review], crs: pyproj.CRS | None) -> gpd.GeoDataFrame | None:
@@ -330,6 +344,7 @@ class _Joint:
             parts.append(review.looked.assign(polygon=pd.Series(about, review.looked.index, dtype=object)))
         if not parts:
             return gpd.GeoDataFrame()
+        parts = one_case(parts)
         windows = stacked(parts, self.crs, WINDOW_COLUMNS | added_columns(parts, WINDOW_COLUMNS))
         return windows.assign(window=np.arange(1, len(windows) + 1))
 

@@ -29,7 +29,7 @@ from geolabel.io.databases import reading_database
 from geolabel.io.layer_styles import TABLE as STYLES
 from geolabel.io.layer_styles import saved_styles
 from geolabel.io.read.features import layer_info, read_layer, spatial_layers
-from geolabel.io.read.typed_columns import added_columns, check_one_crs, read_polygon_table, read_typed
+from geolabel.io.read.typed_columns import FACTS, added_columns, check_one_crs, one_case, read_polygon_table, read_typed
 from geolabel.io.styles import REVIEW_STATES
 from geolabel.io.written import PROMPT_LAYERS, Record, Written, changed_prompts, plain, read_written, same_outlines
 
@@ -98,8 +98,9 @@ class Review:
         return all(getattr(self, name).equals(getattr(other, name)) for name in names)
 
 
-LAYER = "layer "
-"""Column of a `Review` with the layer of a polygon. The space avoids a clash with a person's columns."""
+LAYER, REDRAWN, TOUCHED, WHY = FACTS
+"""Columns of tables read here: the layer of a polygon; whether its outline is a person's; whether a person examined,
+moved, drew or annotated a window; why a polygon is a person's work, null if it is not."""
 
 
 def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, record: Record | None = None) -> Review:
@@ -155,17 +156,7 @@ def read_review(path: str | Path, layers: tuple[str, ...] = POLYGON_LAYERS, reco
     )
 
 
-REDRAWN = "redrawn "
-"""Column of a `Review`: whether the outline is a person's."""
-
 EDITED, ADDED, DELETED = "edited", "added", "deleted"
-
-WHY = "why "
-"""Column of a `Review`: why a polygon is a person's work; null if it is not."""
-
-
-TOUCHED = "touched "
-"""Column of windows: whether a person examined, moved, drew or annotated one."""
 
 
 def read_windows(path: str | Path, layer: str, record: Record | None) -> gpd.GeoDataFrame | None:
@@ -191,6 +182,7 @@ def read_windows(path: str | Path, layer: str, record: Record | None) -> gpd.Geo
     if not written:
         raise VectorError(f"{path} has a layer {layer} that geolabel did not write: give that layer another name")
     table = read_typed(path, layer)
+    table = table.rename(columns={name: f"{name}_" for name in FACTS})  # a person's
     table = table.reindex(columns=[*dict.fromkeys([*WINDOW_COLUMNS, *table.columns])])
     table = table.assign(**{name: table[name].astype(object) for name, kind in WINDOW_COLUMNS.items() if kind == "int"})
     numbers = pd.to_numeric(table["window"], errors="coerce")
@@ -209,7 +201,7 @@ def _looked(path: Path, record: Record | None) -> gpd.GeoDataFrame:
     parts = [part for part in parts if len(part)]
     if not parts:
         return gpd.GeoDataFrame()
-    rows = pd.concat(parts, ignore_index=True)
+    rows = pd.concat(one_case(parts), ignore_index=True)
     rows = rows.assign(window=np.arange(1, len(rows) + 1)).drop(columns=TOUCHED)
     return gpd.GeoDataFrame(rows, geometry="geometry")
 
@@ -230,6 +222,7 @@ def polygon_tables(path: Path, layers: tuple[str, ...] = POLYGON_LAYERS) -> dict
     tables = {name: read_polygon_table(path, name) for name in ours or names[:1]}
     if not ours or names == [POLYGON_LAYERS[0]]:
         tables = _split(next(iter(tables.values())))
+    tables = dict(zip(tables, one_case([*tables.values()]), strict=True))
     for name, table in tables.items():
         other = sorted({*table.geom_type} - {"Polygon", "MultiPolygon"})
         if other:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ WORDS: Mapping[Kind, str] = {"int": "whole number", "real": "number", "text": "t
 RESERVED = ("fid", "geom", "geometry")
 """Column names that file formats reserve, lower case."""
 
+FACTS = ("layer ", "redrawn ", "touched ", "why ")
+"""Columns that `geolabel.io.read.review` adds to tables it reads; a person's column of such a name gets another one."""
 
 DAYS = "datetime64[s]"
 """Type of columns of dates; times of a day are in milliseconds."""
@@ -152,7 +154,7 @@ def _texts(values: pd.Series) -> pd.Series | None:
 
 def _distinct(path: str | Path, layer: str, table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """The same table with names that differ by more than case, and without names that file formats reserve."""
-    taken = {name.lower() for name in LANDSLIDE_COLUMNS}
+    taken = {name.lower() for name in (*LANDSLIDE_COLUMNS, *FACTS)}
     renamed = {}
     for column in table.columns.drop("geometry"):
         if str(column) in LANDSLIDE_COLUMNS:
@@ -170,6 +172,26 @@ def free_name(name: str, table: pd.DataFrame, taken: AbstractSet[str] = frozense
     while name.lower() in held:
         name += "_"
     return name
+
+
+def one_spelling(tables: Iterable[Iterable[str]]) -> list[dict[str, str]]:
+    """For the column names of each table, the new names where one differs in case only from a name of an earlier table.
+
+    Most formats cannot hold both, and a person means one column.
+    """
+    spelling: dict[str, str] = {}
+    renamed = []
+    for names in tables:
+        new = {name: spelling.setdefault(name.lower(), name) for name in names}
+        renamed.append({name: other for name, other in new.items() if name != other})
+        for name, other in renamed[-1].items():
+            log.warning("the columns %s and %s differ in case only: they become one, %s", other, name, other)
+    return renamed
+
+
+def one_case(tables: Sequence[gpd.GeoDataFrame]) -> list[gpd.GeoDataFrame]:
+    """The same tables, renamed by `one_spelling`."""
+    return [table.rename(columns=new) for table, new in zip(tables, one_spelling(tables), strict=True)]
 
 
 def check_one_crs(path: str | Path, held: Mapping[str, Any]) -> None:
@@ -201,13 +223,10 @@ def check_one_crs(path: str | Path, held: Mapping[str, Any]) -> None:
 
 
 def added_columns(tables: Iterable[gpd.GeoDataFrame], known: Mapping[str, Kind] = LANDSLIDE_COLUMNS) -> dict[str, Kind]:
-    """Columns that geolabel does not know, and their kind in all tables together; see `common_kinds`.
-
-    Names that end with a space cannot come from a file: such columns hold facts about the rows.
-    """
+    """Columns that geolabel does not know, and their kind in all tables together; see `common_kinds`."""
     own = {name.lower() for name in (*known, *RESERVED)}
     return common_kinds(
-        (table, {name: kind_of(table[name]) for name in table if name.lower() not in own and not name.endswith(" ")})
+        (table, {name: kind_of(table[name]) for name in table if name not in FACTS and name.lower() not in own})
         for table in tables
     )
 
@@ -284,6 +303,6 @@ def joint_kind(name: str, one: Kind, other: Kind) -> Kind:
     kinds = {one, other}
     if "binary" in kinds:
         raise VectorError(f"the column {name} holds binary data in one layer and something else in another: rename one")
-    if kinds == {"int", "real"}:
-        return "real"
+    if kinds <= {"bool", "int", "real"}:  # a check box is 0 or 1
+        return "real" if "real" in kinds else "int"
     return "datetime" if kinds == {"date", "datetime"} else "text"
