@@ -1,6 +1,6 @@
 """Activation maps: normalise, upsample, quantise.
 
-They are thresholded in `geolabel.extraction.passes.find_regions`, those of chips in `geolabel.prompters`.
+They are thresholded in `geolabel.extraction.passes`, those of chips in `geolabel.prompters`.
 
 Sources: Wang et al., "Auto-Prompting SAM for Weakly Supervised Landslide Extraction" (APSAM), eq. 1 and 2;
 Zhou et al. (2016), "Learning Deep Features for Discriminative Localization".

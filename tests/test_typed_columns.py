@@ -112,7 +112,7 @@ def test_formats_without_binary_data_name_the_photos_that_they_leave_out(
     own: Path, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     export(own, tmp_path / f"out.{suffix}")
-    assert f"out.{suffix} holds no binary data, without the columns photo" in caplog.text
+    assert f"out.{suffix} holds the other columns, without the binary columns photo" in caplog.text
 
 
 def test_inventories_of_which_one_has_whole_numbers_are_merged_to_real_numbers(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def network(recipe: Recipe, threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def networks(recipes: Sequence[Recipe], threads: int | None) -> Iterator[None]:
-    """Enter the networks that one call runs, like `network`; concurrency is the minimum that they allow."""
+    """Enter the networks that one call runs, like `network`; the one with the fewest concurrent calls decides."""
     if not recipes:
         yield
         return

@@ -156,7 +156,7 @@ def open_before(
     masks: Sequence[Sequence[str | Path]] = (),
     register: bool = True,
 ) -> list[Before | None]:
-    """Open the earlier images on the grid of each plan; None for grids that none covers.
+    """Open the earlier images on the grid of each plan; None for grids that none overlaps.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def open_before(
     Raises
     ------
     SceneError
-        If one cannot be opened, is not an image, is too coarse, covers no grid, or cannot be registered.
+        If one cannot be opened, is not an image, is too coarse, overlaps no grid, or cannot be registered.
     """
     each = masks or [()] * len(paths)
     opened = [_open(path, plans, own) for path, own in zip(paths, each, strict=True)]

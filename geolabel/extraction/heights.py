@@ -53,12 +53,12 @@ class Heights:
 
 
 def open_heights(path: str | Path, plans: Sequence[Plan]) -> list[Heights | None]:
-    """Open a height model on the grid of each plan; None for grids that it does not cover.
+    """Open a height model on the grid of each plan; None for grids that it does not overlap.
 
     Raises
     ------
     SceneError
-        If it cannot be opened, has other values than heights, or covers no grid.
+        If it cannot be opened, has other values than heights, or overlaps no grid.
     """
     reader = SceneReader(path, gsd=plans[0].grid.unit_m)
     header, aligned = reader.header, AlignedReader(reader, bands=1)

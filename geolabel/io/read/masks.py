@@ -111,7 +111,7 @@ def open_masks(
     Raises
     ------
     SceneError
-        If one cannot be opened, has more than one band, or covers no grid.
+        If one cannot be opened, has more than one band, or overlaps no grid.
     """
     masks = []
     for path in paths:

@@ -115,7 +115,7 @@ def _without_binary(path: Path, file: VectorFile) -> VectorFile:
     """The part that a format without binary data can hold; what it leaves out is named in a warning."""
     lost = {name for layer in file.layers for name, kind in layer.columns.items() if kind == "binary"}
     if lost:
-        warn_left_out(path, "no binary data", f"the columns {', '.join(sorted(lost))}")
+        warn_left_out(path, "the other columns", f"the binary columns {', '.join(sorted(lost))}")
     return replace(file, layers=[without_binary(layer) for layer in file.layers]) if lost else file
 
 
