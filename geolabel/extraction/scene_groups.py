@@ -313,9 +313,7 @@ def _open(scenes: Sequence[SceneInput], reading: Reading) -> list[_Opened]:
     opened = [_Opened(reader, *header, one) for reader, header, one in zip(readers, headers, scenes, strict=True)]
     lost = next((one.scene.name for one in opened if one.scene.grid.crs is None), None)
     if lost is not None:
-        raise SceneError(
-            f"{lost} has no CRS, so it has no place among {len(opened)} scenes: give it one, or work on it alone"
-        )
+        raise SceneError(f"{lost} has no CRS, so it cannot be combined with others: give it one, or work on it alone")
     return opened
 
 

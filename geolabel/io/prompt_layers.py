@@ -24,7 +24,7 @@ from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 log = logging.getLogger(__name__)
 
 PIXELS: dict[str, Kind] = {"pixels": "text"}
-"""Hidden column of prompt features: the grid and their exact coordinates in its pixels.
+"""Column of prompt features that only the record of a file keeps: the grid, and exact coordinates in its pixels.
 
 In another CRS the sides of a box bend, so the box could not be recovered from its geometry."""
 

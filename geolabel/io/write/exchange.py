@@ -196,7 +196,7 @@ def check_lonlat(path: Path, crs: pyproj.CRS | None, dst_crs: pyproj.CRS | None 
     if name is None:
         return
     if crs is None or crs.geodetic_crs is None:
-        what = "no CRS" if crs is None else f"the CRS {crs.name}, which has no place on Earth"
+        what = "no CRS" if crs is None else f"the CRS {crs.name}, which is local (engineering)"
         raise OutputError(f"{path.name}: {name} has longitudes and latitudes, and the scene has {what}: write a .gpkg")
     if dst_crs is not None and not dst_crs.equals(pyproj.CRS.from_user_input(LONLAT), ignore_axis_order=True):
         raise OptionError(
