@@ -119,6 +119,8 @@ def adapt(
 
     if out is None and not dry_run:
         raise OptionError("no output: give --out FOLDER")
+    if dry_run and ctx.get_parameter_source("seed") is not click.core.ParameterSource.DEFAULT:
+        raise OptionError(f"--seed {seed}: --dry-run draws nothing at random; leave it out")
     if out is not None:
         check_folder(out, reviewed)
         claim(out, overwrite=overwrite)

@@ -610,6 +610,9 @@ def test_a_dry_run_says_what_is_missing(place: Path, tmp_path: Path, capsys: pyt
     assert "levels       none: 2 reviewed landslides on the scenes" in capsys.readouterr().out
     assert run(words) == 2
     assert "no output: give --out FOLDER" in capsys.readouterr().err
+    for seed in ("0", "3"):
+        assert run([*words, "--dry-run", "--seed", seed]) == 2
+        assert f"--seed {seed}: --dry-run draws nothing at random; leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["aoi", "mask"])
