@@ -25,12 +25,13 @@ from geolabel.cli.inputs import BatchSize
 from geolabel.cli.workers import at_work
 from geolabel.concepts import Asked
 from geolabel.engine import worker
+from geolabel.engine.tasks import Silent
 from geolabel.errors import OptionError
 from geolabel.extraction import request
 from geolabel.extraction.plan import make_plan
 from geolabel.extraction.request import Networks, Parameters
 from geolabel.io.read.scenes import SceneReader
-from geolabel.methods import alps, cism, student
+from geolabel.methods import alps, cism, diffuprompter, sam3, student
 from geolabel.methods.diffuprompter import LabelAsked
 from geolabel.models import loading, tuning
 from geolabel.models.on_torch import TorchSam
@@ -160,6 +161,33 @@ def test_what_auto_chose_is_logged_and_recorded(
     assert (localizer.batch, asdict(segmenter)["batch"]) == (4, 16)
     assert "--batch auto: the segmenter takes 16 images at a time on cpu" in caplog.text
     assert Networks(batch=3, device="cpu").recipes()[1].batch == 3
+
+
+@pytest.mark.parametrize("method", [diffuprompter, sam3])
+@pytest.mark.parametrize("attention_only", [True, False])
+def test_a_segmenter_that_is_not_used_takes_no_memory_of_auto(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: Any, attention_only: bool
+) -> None:
+    """Only the networks that run are tried, each beside the other; the bundled localizer never is."""
+    located = LocalizerRecipe("words", device="cpu", batch=1)
+    tried, label = [], {}
+    for module, name in ((diffuprompter.diffusion_files, "recipe"), (loading, "concept_recipe")):
+        monkeypatch.setattr(module, name, lambda *_: located)
+    monkeypatch.setattr(diffuprompter.diffusion_files, "require_diffusion", lambda: None)
+    monkeypatch.setattr(sam3, "_require", lambda: None)
+    monkeypatch.setattr(method, "label_asked", lambda *given, **_: label.update(recipes=given[4].recipes))
+
+    def largest(recipe: Any, beside: Any) -> int:
+        tried.append((recipe.role, None if beside is None else beside.role))
+        return 4 if beside is None else 2
+
+    monkeypatch.setattr(request, "_largest_batch", largest)
+    settings = method.Settings(classes="landslide", attention_only=attention_only)
+    networks = Networks(batch="auto", device="cpu", engine="torch")
+    method.label(tmp_path, tmp_path / "out", settings, networks, overwrite=False, progress=Silent())
+    one, other = "localizer", "segmenter"
+    assert tried == ([(one, None)] if attention_only else [(one, other), (other, one)])
+    assert [recipe.batch for recipe in label["recipes"]] == ([4] if attention_only else [2, 2])
 
 
 @pytest.mark.parametrize(("text", "batch"), [("auto", "auto"), ("12", 12)])

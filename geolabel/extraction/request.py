@@ -190,12 +190,21 @@ class Networks:
         asked = replace(segmenter, compile=self.compile or "off", **where)
         return self.fitted(loading.with_engine(replace(localizer, **where), engine), loading.with_engine(asked, engine))
 
-    def fitted(self, localizer: AnyRecipe, segmenter: OtherRecipe) -> tuple[AnyRecipe, OtherRecipe]:
-        """The same recipes, with batch ``auto`` resolved to the number of images that fit on their GPU."""
+    def fitted(
+        self, localizer: AnyRecipe, segmenter: OtherRecipe, *, alone: bool = False
+    ) -> tuple[AnyRecipe, OtherRecipe]:
+        """The same recipes, with batch ``auto`` resolved to the number of images that fit on their GPU.
+
+        With `alone` the localizer runs without the segmenter, which is then not loaded.
+        """
         if self.batch != "auto":
             return localizer, segmenter
-        one, other = _largest_batch(localizer, segmenter), _largest_batch(segmenter, localizer)
-        return replace(localizer, batch=one), replace(segmenter, batch=other)
+        one = replace(localizer, batch=_largest_batch(localizer, None if alone else segmenter))
+        return one, segmenter if alone else replace(segmenter, batch=_largest_batch(segmenter, localizer))
+
+    def unfitted(self) -> Networks:
+        """The same networks, with batch ``auto`` left to a later `fitted`."""
+        return replace(self, batch=None) if self.batch == "auto" else self
 
     def for_images(self, selection: Selection = "best_iou") -> tuple[LocalizerRecipe, SegmenterRecipe]:
         """Recipes for folders of images; see `fastest`."""
@@ -481,7 +490,7 @@ def _where_networks_run(function: Callable[..., R], *arguments: Any) -> R:
 
 
 @cache
-def _largest_batch(recipe: Recipe, beside: Recipe) -> int:
+def _largest_batch(recipe: Recipe, beside: Recipe | None) -> int:
     # Once per process: the free memory may vary, and a run uses one batch size.
     from geolabel.models import tuning
 

@@ -81,7 +81,7 @@ class Scenes(CismScenes, SceneMethod):
     def recipes(self, networks: Networks) -> tuple[Recipe, Recipe]:
         """A localizer that was trained for the method, and no segmenter."""
         networks.refuse(NO_SEGMENTER, "sam", "sam_checkpoint", "compile")
-        localizer, _ = networks.recipes()
+        localizer, _ = networks.fitted(*networks.unfitted().recipes(), alone=True)
         request.check_trained(localizer, self.name)
         return localizer, NoSegmenterRecipe()
 

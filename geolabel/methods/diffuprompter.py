@@ -115,7 +115,7 @@ def label(
     """Label a folder of images; see `geolabel.methods.Label`."""
     if settings.attention_only:
         networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
-    recipes = recipes_of(networks, settings.diffusion, settings.grounding)
+    recipes = recipes_of(networks, settings.diffusion, settings.grounding, alone=settings.attention_only)
     asked = LabelAsked.of(settings, settings.grounding, recipes)
     return label_asked("diffuprompter", chips, out, settings, asked, overwrite=overwrite, progress=progress)
 
@@ -222,9 +222,9 @@ def shown_classes(images: ImageFolder, asked: Asked) -> Mapping[str, tuple[str, 
 
 
 def recipes_of(
-    networks: Networks, diffusion: str, grounding: Grounding, selection: Selection = "overlap"
+    networks: Networks, diffusion: str, grounding: Grounding, selection: Selection = "overlap", *, alone: bool = False
 ) -> tuple[DiffusionRecipe, SegmenterRecipe]:
-    """Recipes of a diffusion network and of a segmenter.
+    """Recipes of a diffusion network and of a segmenter; `alone` as in `Networks.fitted`.
 
     Raises
     ------
@@ -237,8 +237,8 @@ def recipes_of(
     networks.refuse("with diffuprompter the diffusion network is the localizer", "localizer")
     if networks.engine == "onnx":
         raise OptionError("engine onnx: the diffusion network runs with torch alone; give --engine auto or torch")
-    _, segmenter = networks.recipes(selection)
-    return networks.fitted(diffusion_files.recipe(diffusion, grounding, segmenter), segmenter)
+    _, segmenter = networks.unfitted().recipes(selection)
+    return networks.fitted(diffusion_files.recipe(diffusion, grounding, segmenter), segmenter, alone=alone)
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,15 @@ def label(
     if settings.attention_only:
         networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
     chosen = replace(networks, localizer=settings.localizer or networks.localizer)
-    asked = LabelAsked.of(settings, settings.asked, recipes_of(chosen, settings.asked))
+    recipes = recipes_of(chosen, settings.asked, alone=settings.attention_only)
+    asked = LabelAsked.of(settings, settings.asked, recipes)
     return label_asked("sam3", chips, out, settings, asked, overwrite=overwrite, progress=progress)
 
 
 def recipes_of(
-    networks: Networks, asked: Asked, selection: Selection = "overlap"
+    networks: Networks, asked: Asked, selection: Selection = "overlap", *, alone: bool = False
 ) -> tuple[ConceptRecipe, SegmenterRecipe]:
-    """Recipes of the network for words, and of a segmenter.
+    """Recipes of the network for words, and of a segmenter; `alone` as in `Networks.fitted`.
 
     Raises
     ------
@@ -79,8 +80,8 @@ def recipes_of(
     _require()  # checked before a segmenter is downloaded
     if networks.engine == "onnx":
         raise OptionError("engine onnx: networks for words run with torch only; give --engine auto or torch")
-    _, segmenter = replace(networks, localizer=None).recipes(selection)
-    return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter), segmenter)
+    _, segmenter = replace(networks.unfitted(), localizer=None).recipes(selection)
+    return networks.fitted(loading.concept_recipe(networks.localizer, asked, segmenter), segmenter, alone=alone)
 
 
 def _require() -> None:
@@ -130,7 +131,7 @@ class Scenes(Sam3Scenes, SceneMethod):
         if not self.attention_only:
             return recipes_of(networks, self.asked, self.selection)
         networks.refuse(NO_SEGMENTER, *OF_SEGMENTER)
-        return recipes_of(networks, self.asked)[0], NoSegmenterRecipe()
+        return recipes_of(networks, self.asked, alone=True)[0], NoSegmenterRecipe()
 
     def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
         """(H, W) scores of instances; 0 if the class is not present."""

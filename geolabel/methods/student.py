@@ -45,7 +45,8 @@ class Scenes(StudentScenes, SceneMethod):
         kind = read_info(self.student).kind
         if kind != "student":
             raise WeightsError(f"{self.student} holds a {kind}, not a student: give it with --{kind}")
-        student, _ = replace(networks, localizer=str(self.student)).recipes()
+        chosen = replace(networks, localizer=str(self.student))
+        student, _ = chosen.fitted(*chosen.unfitted().recipes(), alone=True)
         return student, NoSegmenterRecipe()
 
     def map_of(self, run: Run, window: Window, class_id: int) -> UInt8Array:
