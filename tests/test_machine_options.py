@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -33,7 +34,7 @@ from geolabel.extraction.request import Networks, Parameters
 from geolabel.io.read.scenes import SceneReader
 from geolabel.methods import alps, cism, diffuprompter, sam3, student
 from geolabel.methods.diffuprompter import LabelAsked
-from geolabel.models import loading, tuning
+from geolabel.models import checkpoint, loading, tuning
 from geolabel.models.on_torch import TorchSam
 from geolabel.models.sam import SamSegmenter
 from geolabel.parts import LocalizerRecipe, SegmenterRecipe
@@ -188,6 +189,20 @@ def test_a_segmenter_that_is_not_used_takes_no_memory_of_auto(
     one, other = "localizer", "segmenter"
     assert tried == ([(one, None)] if attention_only else [(one, other), (other, one)])
     assert [recipe.batch for recipe in label["recipes"]] == ([4] if attention_only else [2, 2])
+
+
+@pytest.mark.parametrize("method", [cism.Scenes(), student.Scenes(student="bundled"), sam3.Scenes(attention_only=True)])
+def test_over_scenes_a_method_without_a_segmenter_tries_its_localizer_alone(
+    monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(request, "_largest_batch", lambda recipe, beside: tried.append((recipe.role, beside)) or 4)
+    monkeypatch.setattr(request, "check_trained", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "read_info", lambda _: SimpleNamespace(kind="student"))
+    monkeypatch.setattr(loading, "concept_recipe", lambda *_: LocalizerRecipe("words", device="cpu", batch=1))
+    monkeypatch.setattr(sam3, "_require", lambda: None)
+    localizer, _ = method.recipes(Networks(batch="auto", device="cpu", engine="torch"))
+    assert (tried, localizer.batch) == ([("localizer", None)], 4)
 
 
 @pytest.mark.parametrize(("text", "batch"), [("auto", "auto"), ("12", 12)])
