@@ -22,6 +22,7 @@ WHY = {
     "before": "bare before",
     "slope": "too gentle",
     "excluded": "on excluded ground",
+    "reviewed": "partly reviewed",
 }
 """Reasons of candidates, as text."""
 

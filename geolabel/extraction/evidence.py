@@ -52,6 +52,9 @@ OTHER_GROUND, CUT, BEFORE, SLOPE, EXCLUDED, CONFIDENCE = "ground", "masked", "be
 """Reasons of candidates: cut out by evidence, cut by a mask, bare before the event, gentler than the minimum slope, on
 excluded ground, below the minimum confidence. Of several, the last of the first five is given."""
 
+DECIDED = "reviewed"
+"""Reason of candidates of which a quarter or more is on ground that a person has decided about."""
+
 BARE_BEFORE, UNCHANGED = 0.6, 1.5
 """Minimum activation before the event, and maximum change, of a polygon that was bare before. Chosen on synthetic
 pairs; docs/experiments.md says what they reject on others. A reactivated landslide has changed more."""

@@ -1,10 +1,10 @@
 """Combine a person's review and what a run found into one inventory.
 
-A person's work comes first. A polygon that the run found is left out if at least half of it is on ground that a person
-has decided about, of whatever class: kept, and so in the inventory already, or rejected. If instead it covers at least
-half of such a polygon, and much ground besides, it is a candidate, for the person to see; if less than a quarter of it
-is decided about, that ground is cut out of it instead, and the rest is kept as found. For that quarter, ground that the
-person cut off a redrawn polygon counts as decided too. Two kinds of polygons are exempt: those that the reviewed file
+A person's work comes first, and no ground is counted twice. A polygon that the run found is left out if at least half
+of it is on ground that a person has decided about, of whatever class: kept, and so in the inventory already, or
+rejected. If at least a quarter of it is, it is a candidate, for the person to see. If less is, that ground is cut out of
+it, and the rest is kept as found. For that quarter, ground that the person cut off a redrawn polygon counts as decided
+too. Two kinds of polygons are exempt: those that the reviewed file
 holds with the same outline and that nobody touched, which keep their numbers; and, on rejected ground, those of a
 prompt that was drawn or changed since that file was written.
 """
@@ -23,6 +23,7 @@ import pyproj
 import shapely
 
 from geolabel import geodesy, polygons
+from geolabel.extraction.evidence import DECIDED
 from geolabel.extraction.result import Result, answering, reprojected, stacked
 from geolabel.extraction.scene_groups import same_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS, MEASURED, WINDOW_COLUMNS
@@ -45,8 +46,10 @@ log = logging.getLogger(__name__)
 SHARE = 0.5
 """Share of a polygon on decided ground from which on it is left out."""
 
+LAYERS = ("landslides", "candidates")
+
 LITTLE = 0.25
-"""Share of a polygon on decided ground below which that ground is cut out of it: it is mostly new ground."""
+"""Share of a polygon on decided ground from which on it is a candidate; below, that ground is cut out of it."""
 
 
 def _review_of(keep_reviewed: str | Path | None, prompts_from: str | Path | None) -> Review | None:
@@ -99,7 +102,7 @@ def with_review(result: Result, review: Review | None) -> Result:
     was = _waiting(review, crs)
     removed = shapely.get_parts(reprojected(review.removed, crs))  # with lines, if an outline crossed itself
     removed = removed[shapely.area(removed) > 0]
-    share, around, decided = _decided(shapes, answering(found["prompts"], fresh), kept, rejected, removed)
+    share, much, decided = _decided(shapes, answering(found["prompts"], fresh), kept, rejected, removed)
     cut = ~shapely.is_empty(decided) & np.array([one is None for one in _known(shapes, was)], bool)
     found = _without(found, cut, decided, unit_m)
     known = _known(found.geometry.to_numpy(), was)
@@ -111,12 +114,14 @@ def with_review(result: Result, review: Review | None) -> Result:
     new = stays & ~again
     ids[new] = np.arange(highest + 1, highest + 1 + new.sum())
     highest += int(new.sum())
-    shown = np.array([one is not None and one[1] == "landslides" for one in known], bool)
-    layer = np.where(around & ~shown & ~cut, "candidates", found[LAYER].to_numpy(object))
-    found = found.assign(**{"id": ids, LAYER: layer})[stays]
+    shown, waited = (np.array([one is not None and one[1] == name for one in known]) for name in LAYERS)
+    layer, reason = found[LAYER].to_numpy(object), found["reason"].to_numpy(object)
+    moved = (much | (waited & (share > 0))) & ~shown & (layer == "landslides")
+    layer, reason = np.where(moved, "candidates", layer), np.where(moved, DECIDED, reason)
+    found = found.assign(**{"id": ids, LAYER: layer, "reason": reason})[stays]
     columns = LANDSLIDE_COLUMNS | dict(review.columns)
     layers = []
-    for name in ("landslides", "candidates"):
+    for name in LAYERS:
         parts = [part[part[LAYER] == name] for part in (found, kept)]
         layers.append(stacked(parts, crs, columns).sort_values("id", kind="stable", ignore_index=True))
     numbered = frozenset(int(number) for number in kept["id"])
@@ -189,7 +194,7 @@ def _without(found: gpd.GeoDataFrame, cut: BoolArray, decided: AnyArray, unit_m:
 def _decided(
     shapes: AnyArray, answers: BoolArray, kept: gpd.GeoDataFrame, rejected: gpd.GeoDataFrame, removed: AnyArray
 ) -> tuple[Float64Array, BoolArray, AnyArray]:
-    """(K,) share of polygons on reviewed polygons, whether they cover one to `SHARE`, and the ground to cut out.
+    """(K,) share of polygons on reviewed polygons, whether it is `LITTLE` or more, and the ground to cut out if not.
 
     Parameters
     ----------
@@ -206,13 +211,11 @@ def _decided(
     one, other = one[counts], other[counts]
     shared = shapely.intersection(shapes[one], ground[other])
     reviewed = other < len(kept) + len(rejected)
-    covered = reviewed & (shapely.area(shared) >= SHARE * shapely.area(ground[other]))
-    around = np.zeros(len(shapes), bool)
-    around[one[covered & (shapely.area(shared) > 0)]] = True
     sizes = np.maximum(shapely.area(shapes), np.finfo(float).tiny)
     share = polygons.covered_areas(shared[reviewed], one[reviewed], len(shapes)) / sizes
-    little = polygons.covered_areas(shared, one, len(shapes)) < LITTLE * sizes
+    areas = polygons.covered_areas(shared, one, len(shapes))
+    much = (share > 0) & (areas >= LITTLE * sizes)
     cut_out = np.full(len(shapes), shapely.Polygon(), object)
-    for number in np.flatnonzero(around & little):
+    for number in np.flatnonzero((share > 0) & ~much):
         cut_out[number] = shapely.union_all(shared[one == number])
-    return share, around, cut_out
+    return share, much, cut_out
