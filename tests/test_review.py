@@ -281,6 +281,35 @@ def test_a_little_reviewed_ground_is_cut_out_of_a_large_polygon(scene: Path, tmp
     assert len(layers(out)["candidates"]) == 4
 
 
+@pytest.mark.parametrize(("part", "kept"), [(0.4, "candidates"), (0.2, "landslides")])
+def test_reviewed_ground_that_a_polygon_meets_in_part_is_counted_once(
+    scene: Path, tmp_path: Path, part: float, kept: str
+) -> None:
+    """An accepted square covers a part of a polygon, and lies beside it with more than half of its own area."""
+    out = tmp_path / "slides.gpkg"
+    first = extract(scene, tmp_path / "first.gpkg").set_index("id").geometry
+    whole = first[1]
+    left, bottom, right, top = whole.bounds
+    sides = np.arange(left, right, 0.05)
+    areas = shapely.area(shapely.intersection(whole, shapely.box(left, bottom, sides, top)))
+    edge = sides[np.searchsorted(areas, part * whole.area)]
+    square = shapely.box(2 * left - edge - 8, bottom, edge, top)
+    assert whole.intersection(square).area < square.area / 2
+    reviewed = gpd.GeoDataFrame({"status": ["accepted"]}, geometry=[square], crs=first.crs)
+    reviewed.to_file(tmp_path / "reviewed.gpkg", layer="landslides", driver="GPKG")
+    found = extract(scene, out, keep_reviewed=tmp_path / "reviewed.gpkg")
+    beside = layers(out)[kept].query("status == 'unreviewed' and area_m2 > 200")
+    (row,) = beside[beside.intersects(whole.buffer(-2))].itertuples()
+    share = whole.intersection(square).area / whole.area
+    if kept == "landslides":
+        assert row.geometry.area == pytest.approx((1 - share) * whole.area)
+        assert row.reason is None
+    else:
+        assert row.geometry.area == pytest.approx(whole.area)
+        assert row.reason == "reviewed"
+    assert found.union_all().area == pytest.approx(found.area.sum())
+
+
 def redrawn(number: int, outline: shapely.Geometry) -> Callable[[gpd.GeoDataFrame], gpd.GeoDataFrame]:
     return lambda table: table.set_geometry(table.geometry.mask(table["id"] == number, outline))
 

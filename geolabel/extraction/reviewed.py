@@ -4,9 +4,9 @@ A person's work comes first, and no ground is counted twice. A polygon that the 
 of it is on ground that a person has decided about, of whatever class: kept, and so in the inventory already, or
 rejected. If at least a quarter of it is, it is a candidate, for the person to see. If less is, that ground is cut out of
 it, and the rest is kept as found. For that quarter, ground that the person cut off a redrawn polygon counts as decided
-too. Two kinds of polygons are exempt: those that the reviewed file
-holds with the same outline and that nobody touched, which keep their numbers; and, on rejected ground, those of a
-prompt that was drawn or changed since that file was written.
+too. Two kinds of polygons are exempt: those that the reviewed file holds with the same outline and that nobody touched,
+which keep their numbers; and, on rejected ground, those of a prompt that was drawn or changed since that file was
+written.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ from geolabel.types import AnyArray, BoolArray, Float64Array
 
 log = logging.getLogger(__name__)
 
+LAYERS = ("landslides", "candidates")
+"""Layers of what a run finds."""
+
 SHARE = 0.5
 """Share of a polygon on decided ground from which on it is left out."""
-
-LAYERS = ("landslides", "candidates")
 
 LITTLE = 0.25
 """Share of a polygon on decided ground from which on it is a candidate; below, that ground is cut out of it."""
