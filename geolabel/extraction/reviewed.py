@@ -2,11 +2,11 @@
 
 A person's work comes first, and no ground is counted twice. A polygon that the run found is left out if at least half
 of it is on ground that a person has decided about, of whatever class: kept, and so in the inventory already, or
-rejected. If at least a quarter of it is, it is a candidate, for the person to see. If less is, that ground is cut out of
-it, and the rest is kept as found. For that quarter, ground that the person cut off a redrawn polygon counts as decided
-too. Two kinds of polygons are exempt: those that the reviewed file holds with the same outline and that nobody touched,
-which keep their numbers; and, on rejected ground, those of a prompt that was drawn or changed since that file was
-written.
+rejected. If at least a quarter of it is, it is a candidate, for the person to see. If less is, that ground is cut out
+of it, and the rest is kept as found. For that quarter, ground that the person cut off a redrawn polygon counts as
+decided too. Two kinds of polygons are exempt: those that the reviewed file holds with the same outline and that
+nobody touched, which keep their numbers; and, on rejected ground, those of a prompt that was drawn or changed since
+that file was written.
 """
 
 from __future__ import annotations
