@@ -342,7 +342,11 @@ def test_the_layers_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert command(["review", "next", str(path), "--estimate", "--window", "50", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 0
     assert command(["review", "estimate", str(path)]) == 0
-    assert "0 windows outside polygons were looked at" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 windows outside polygons were looked at" in said
+    drawn = gpd.read_file(path, layer="review_sample")["polygon"].isna().sum()
+    assert f"set status to reviewed in {drawn} windows of the layer review_sample" in said
+    assert "draws windows" not in said
 
 
 def test_an_archive_of_shapefiles_says_how_it_was_made(tmp_path: Path) -> None:
@@ -811,3 +815,11 @@ def test_a_file_of_one_layer_says_which_polygons_are_candidates(tmp_path: Path) 
     other = read_review(_inventory_of_one_layer(tmp_path / "b.geojson", layer=["north", "south", "south"]))
     assert other.waiting[LAYER].tolist() == ["landslides"] * 3
     assert other.waiting["layer"].tolist() == ["north", "south", "south"]
+
+
+def test_an_inventory_is_merged_with_others_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", FIVE)
+    (tmp_path / "link.gpkg").hardlink_to(path)
+    with pytest.raises(OptionError, match=r"link.gpkg is given twice"):
+        geolabel.merge([path, tmp_path / "link.gpkg"], tmp_path / "both.gpkg")
+    assert not (tmp_path / "both.gpkg").exists()

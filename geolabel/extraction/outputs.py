@@ -185,6 +185,11 @@ def _masked(result: Result) -> gpd.GeoDataFrame | None:
     return gpd.GeoDataFrame({"id": np.arange(1, len(parts) + 1)}, geometry=parts, crs=crs)
 
 
+def _counted(table: gpd.GeoDataFrame, name: str) -> str:
+    """The number of polygons, with what they are."""
+    return f"{len(table)} {name}" + ("s" if len(table) != 1 else "")
+
+
 def _write_picture(result: Result, targets: Targets, masked: gpd.GeoDataFrame | None) -> None:
     """Draw the result on its scenes, if a picture was requested."""
     if targets.preview is not None:
@@ -194,7 +199,8 @@ def _write_picture(result: Result, targets: Targets, masked: gpd.GeoDataFrame | 
             layers[REJECTED] = result.reviewed.rejected
         polygons = together_of(layers, result.landslides.crs)
         area = float(result.landslides["area_m2"].sum()) / 1e4
-        title = f"{len(result.landslides)} landslides, {area:.3g} ha; {len(result.candidates)} candidates"
+        found, other = _counted(result.landslides, "landslide"), _counted(result.candidates, "candidate")
+        title = f"{found}, {area:.3g} ha; {other}"
         grounds = {EXCLUDED_GROUND: _excluded(result)} | ({} if masked is None else {MASKED_GROUND: masked})
         overwrite = targets.may_replace(targets.preview)
         write_preview(targets.preview, polygons, sources, title=title, grounds=grounds, overwrite=overwrite)

@@ -18,7 +18,7 @@ from geolabel.parsing import check_metres
 from geolabel.parts import EverywhereRecipe, Recipe, WordsRecipe
 from geolabel.prompts import PADDING, Prompts
 from geolabel.radiometry import Stretch
-from geolabel.scene import MOST_ENLARGED, SAME_GSD, Grid
+from geolabel.scene import MOST_ENLARGED, SAME_GSD, Grid, span
 from geolabel.tiles import BlockGrid, TileGrid, Window, window_around
 from geolabel.types import BoolArray
 
@@ -267,8 +267,9 @@ def _crop_to(grid: Grid, bounds: tuple[float, float, float, float]) -> Grid:
     window = grid.window.intersection(Window(row, col, height, width))
     if window is None:
         (x0, y0), (x1, y1) = grid.transform * (0, 0), grid.transform * (grid.width, grid.height)
+        extent = min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
         raise VectorError(
-            f"the bounds {tuple(bounds)} miss the scene, which reaches from ({x0}, {y0}) to ({x1}, {y1}): "
+            f"the bounds {span(bounds)} miss the scene, which covers {span(extent)}: "
             "give bounds in the scene's CRS, or an area of interest in any CRS"
         )
     return grid.crop(window)

@@ -266,10 +266,15 @@ class _Review:
             looked = np.asarray(self.sample[outside].geometry.to_numpy(), object)
         if looked is None or len(looked) < 2:
             count = 0 if looked is None else len(looked)
+            waiting = 0 if self.sample is None else int(self.sample["polygon"].isna().sum()) - count
+            advice = (
+                f"set status to reviewed in {waiting} windows of the layer review_sample, as you look at them"
+                if waiting + count >= 2
+                else "geolabel review next --estimate draws windows"
+            )
             notes.append(
                 f"{count} windows outside polygons were looked at, and 2 are needed: how many landslides were missed, "
-                "and how much of their area is mapped, cannot be known from polygons alone; geolabel review next "
-                "--estimate draws windows"
+                f"and how much of their area is mapped, cannot be known from polygons alone; {advice}"
             )
             return None
         if self.frame is None:

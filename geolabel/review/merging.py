@@ -42,7 +42,7 @@ from geolabel.io.read.typed_columns import added_columns, common_kinds, one_case
 from geolabel.io.write.exchange import check_lonlat
 from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_layers
 from geolabel.io.written import plain, read_written
-from geolabel.outputs import check_target
+from geolabel.outputs import check_target, same_file
 from geolabel.polygons import shared_areas, valid_multipolygons
 from geolabel.review.inventories import CANDIDATES
 from geolabel.review.window_layers import frame_of, masked_ground
@@ -110,7 +110,7 @@ def merge(
     Raises
     ------
     OptionError
-        If `min_iou` is out of its range, or fewer than two inventories are given.
+        If `min_iou` is out of its range, fewer than two inventories are given, or one of them twice.
     GeolabelError
         If a file cannot be read or written.
 
@@ -124,6 +124,9 @@ def merge(
     if len(inventories) < 2:
         raise OptionError(f"{len(inventories)} inventory: merging needs at least two")
     carried, crs = Carried(discard=discard_review), parse_crs(dst_crs)
+    for k, path in enumerate(inventories):
+        if any(same_file(Path(path), other) for other in inventories[:k]):
+            raise OptionError(f"{path} is given twice: name each inventory once")
     check_target(Path(out), overwrite=overwrite, suffixes=SUFFIXES, inputs=inventories)
     check_work(out, carried)
     names = _names(inventories)
