@@ -192,7 +192,7 @@ def test_what_was_found_serves_another_number_of_clusters(chips: Path, tmp_path:
     assert objects.calls == before
     assert len(PseudoLabels(tmp_path / "three").classes) == 3
     assert label(chips, tmp_path / "four", "--clusters", "3", "--points-per-side", "4", *kept) == 1
-    with pytest.raises(OutputError, match="another segmenter or other settings"):
+    with pytest.raises(OutputError, match="another segmenter or settings"):
         RegionFolder(tmp_path / "regions", ImageFolder(chips)).find(objects, Source("other", 128), Silent())
 
 

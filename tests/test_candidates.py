@@ -124,7 +124,7 @@ def test_networks_without_confidence_take_no_limit(which: int, monkeypatch: pyte
     recipes[which] = replace(recipes[which], sha256="0" * 64)
     assert with_limit(geolabel.Parameters(), (recipes[0], recipes[1])).min_confidence is None
     assert with_limit(geolabel.Parameters(min_confidence=0), (recipes[0], recipes[1])).min_confidence == 0
-    with pytest.raises(OptionError, match=r"min confidence 0\.5: .* leave it out"):
+    with pytest.raises(OptionError, match=r"min confidence 0\.5: .* omit it"):
         with_limit(geolabel.Parameters(min_confidence=0.5), (recipes[0], recipes[1]))
 
 
@@ -133,7 +133,7 @@ def test_the_bundled_networks_have_a_limit_of_their_own(monkeypatch: pytest.Monk
     recipes = Networks(device="cpu").recipes()
     assert with_limit(geolabel.Parameters(), recipes).min_confidence == LIKELY
     assert with_limit(geolabel.Parameters(min_confidence=0.7), recipes).min_confidence == 0.7
-    with pytest.raises(OptionError, match=r"min confidence 0\.5: .* leave it out"):
+    with pytest.raises(OptionError, match=r"min confidence 0\.5: .* omit it"):
         with_limit(geolabel.Parameters(method=s2c.Scenes(), min_confidence=0.5), recipes)
     with pytest.raises(OptionError, match=r"min confidence 1\.5"):
         geolabel.Parameters(min_confidence=1.5)

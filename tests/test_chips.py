@@ -192,7 +192,7 @@ def test_tables_that_cannot_be(tmp_path: Path, text: str, message: str):
 
 
 def test_folders_that_cannot_be(tmp_path: Path):
-    with pytest.raises(ChipError, match="no folder"):
+    with pytest.raises(ChipError, match="nowhere is not a folder"):
         read_chips(tmp_path / "nowhere")
     save(tmp_path / "images/a.png", picture())
     with pytest.raises(ChipError, match="no labels"):

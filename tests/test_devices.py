@@ -90,7 +90,9 @@ def test_a_gpu_beyond_the_last_is_refused():
     ("precision", "device"), [("bf16", "cuda:1"), ("bf16", "mps"), ("tf32", "cuda:1"), ("tf32", "mps"), ("tf32", "cpu")]
 )
 def test_a_precision_is_refused_where_it_is_not(precision, device):
-    with pytest.raises(OptionError, match=f"precision {precision}: not supported by {device}; use --precision fp32 or auto"):
+    with pytest.raises(
+        OptionError, match=f"precision {precision}: not supported by {device}; use --precision fp32 or auto"
+    ):
         resolve_precision(precision, device)
 
 
