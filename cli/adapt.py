@@ -181,7 +181,8 @@ def _prospect(figures: dict[str, Any]) -> dict[str, str]:
         rows |= {name: "is tried" if why is None else f"no: {why}" for name, why in figures["levels"].items()}
     low, high = (duration(figures[name]) for name in (NOTHING, SOMETHING))
     if figures[SOMETHING]:
-        rows["time"] = f"{low} if nothing gains, up to {high} if something does; plus some seconds to start"
+        times = low if low == high else f"{low} if nothing gains, up to {high} if something does"
+        rows["time"] = f"{times}; plus some seconds to start"
     return rows
 
 

@@ -104,7 +104,9 @@ class Grounding(Asked):
             raise OptionError(f"time step {self.timestep}: give at least 0 (no noise)")
         before, *after = self.template.split("{}")
         if len(after) != 1 or before[-1:].isalnum() or after[0][:1].isalnum():
-            raise OptionError(f"template {self.template!r}: it needs one {{}} in place of the class, as a whole word")
+            raise OptionError(
+                f"template {self.template!r}: it needs one {{}} where the class is to stand, as a whole word"
+            )
         if self.crf is not None and not 0 < self.crf < 1:
             raise OptionError(f"threshold {self.crf}: it must be between 0 and 1")
 

@@ -710,7 +710,7 @@ def test_what_covers_an_accepted_polygon_is_a_candidate(tmp_path: Path) -> None:
     hers, his = write(tmp_path / "hers.gpkg", [square(0, 0, 10)]), write(tmp_path / "his.gpkg", [square(0, 0, 100)])
     sql(hers, "UPDATE landslides SET status = 'accepted'")
     found, _ = merged(hers, his)
-    assert found.candidates["sources"].tolist() == ["his.gpkg:1"]
+    assert found.candidates[["sources", "reason"]].to_numpy().tolist() == [["his.gpkg:1", "reviewed"]]
 
 
 def test_inventories_of_other_crss_columns_and_programs_are_merged(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ OTHER_GROUND, CUT, BEFORE, SLOPE, EXCLUDED, CONFIDENCE = "ground", "masked", "be
 excluded ground, below the minimum confidence. Of several, the last of the first five is given."""
 
 DECIDED = "reviewed"
-"""Reason of candidates of which a quarter or more is on ground that a person has decided about."""
+"""Reason of candidates that share ground with polygons that a person has decided about."""
 
 BARE_BEFORE, UNCHANGED = 0.6, 1.5
 """Minimum activation before the event, and maximum change, of a polygon that was bare before. Chosen on synthetic

@@ -1,6 +1,6 @@
 """Combine a person's review and what a run found into one inventory.
 
-A person's work comes first, and no ground is counted twice. A polygon that the run found is left out if at least half
+A person's work comes first. A polygon that the run found is left out if at least half
 of it is on ground that a person has decided about, of whatever class: kept, and so in the inventory already, or
 rejected. If at least a quarter of it is, it is a candidate, for the person to see. If less is, that ground is cut out
 of it, and the rest is kept as found. For that quarter, ground that the person cut off a redrawn polygon counts as
@@ -29,6 +29,7 @@ from geolabel.extraction.scene_groups import same_crs
 from geolabel.io.columns import LANDSLIDE_COLUMNS, MEASURED, WINDOW_COLUMNS
 from geolabel.io.read.review import (
     LAYER,
+    POLYGON_LAYERS,
     REDRAWN,
     UNREVIEWED,
     Carried,
@@ -43,8 +44,8 @@ from geolabel.types import AnyArray, BoolArray, Float64Array
 
 log = logging.getLogger(__name__)
 
-LAYERS = ("landslides", "candidates")
-"""Layers of what a run finds."""
+FOUND = POLYGON_LAYERS[:2]
+"""Layers of what a run finds: landslides and candidates."""
 
 SHARE = 0.5
 """Share of a polygon on decided ground from which on it is left out."""
@@ -115,14 +116,14 @@ def with_review(result: Result, review: Review | None) -> Result:
     new = stays & ~again
     ids[new] = np.arange(highest + 1, highest + 1 + new.sum())
     highest += int(new.sum())
-    shown, waited = (np.array([one is not None and one[1] == name for one in known]) for name in LAYERS)
+    shown, waited = (np.array([one is not None and one[1] == name for one in known]) for name in FOUND)
     layer, reason = found[LAYER].to_numpy(object), found["reason"].to_numpy(object)
     moved = (much | (waited & (share > 0))) & ~shown & (layer == "landslides")
     layer, reason = np.where(moved, "candidates", layer), np.where(moved, DECIDED, reason)
     found = found.assign(**{"id": ids, LAYER: layer, "reason": reason})[stays]
     columns = LANDSLIDE_COLUMNS | dict(review.columns)
     layers = []
-    for name in LAYERS:
+    for name in FOUND:
         parts = [part[part[LAYER] == name] for part in (found, kept)]
         layers.append(stacked(parts, crs, columns).sort_values("id", kind="stable", ignore_index=True))
     numbered = frozenset(int(number) for number in kept["id"])

@@ -269,7 +269,7 @@ LANDSLIDES = (
         "Why a candidate",
         "confidence: below the minimum; ground: cut out of a polygon by evidence; masked: --mask cuts a third of its "
         "outline; before: bare before the event, and unchanged; slope: gentler than --min-slope; excluded: on polygons "
-        "of --exclude; reviewed: a quarter or more of it was reviewed; null for landslides",
+        "of --exclude; reviewed: it shares ground with reviewed polygons; null for landslides",
         page="Evidence",
         merged="shared",
     ),

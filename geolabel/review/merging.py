@@ -24,6 +24,7 @@ import pyproj
 import shapely
 
 from geolabel.errors import OptionError, VectorError
+from geolabel.extraction.evidence import DECIDED
 from geolabel.extraction.result import reprojected, stacked
 from geolabel.extraction.reviewed import SHARE, reviewed_in
 from geolabel.extraction.scene_groups import check_dst_crs, parse_crs
@@ -44,7 +45,7 @@ from geolabel.io.write.vectors import SUFFIXES, Reviewed, provenance_of, write_l
 from geolabel.io.written import plain, read_written
 from geolabel.outputs import check_target, same_file
 from geolabel.polygons import shared_areas, valid_multipolygons
-from geolabel.review.inventories import CANDIDATES
+from geolabel.review.inventories import CANDIDATES, LANDSLIDES
 from geolabel.review.window_layers import frame_of, masked_ground
 from geolabel.types import AnyArray, BoolArray, Float64Array, Int64Array
 
@@ -283,10 +284,11 @@ class _Joint:
         stays = self.stays
         decided, right = self.decided, self.right
         around = (shared >= SHARE * shapely.area(shapes)[other]) & ~decided[one] & (decided & right & stays)[other]
-        layer = self.table[LAYER].to_numpy(object, copy=True)
-        layer[one[around]] = CANDIDATES
+        layer, reason = (self.table[name].to_numpy(object, copy=True) for name in (LAYER, "reason"))
+        moved = one[around][layer[one[around]] == LANDSLIDES]
+        layer[moved], reason[moved] = CANDIDATES, DECIDED
         said = self._said()
-        table = self.table.assign(**{"id": self.numbers, SOURCES: said[0], DISAGREEMENT: said[1]})
+        table = self.table.assign(**{"id": self.numbers, "reason": reason, SOURCES: said[0], DISAGREEMENT: said[1]})
         parts = [table[stays & (layer == name)] for name in POLYGON_LAYERS]
         tables = [
             stacked([part], self.crs, self.columns).sort_values("id", kind="stable", ignore_index=True)

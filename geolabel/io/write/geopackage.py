@@ -269,7 +269,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def replace_layer(connection: sqlite3.Connection, layer: Layer, beside: str) -> None:
-    """Write a layer of polygons into a GeoPackage in place of the layer of its name; nothing else changes.
+    """Write a layer of polygons into a GeoPackage, replacing the layer of that name; nothing else changes.
 
     Parameters
     ----------
